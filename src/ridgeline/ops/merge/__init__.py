@@ -1,0 +1,3 @@
+from ridgeline.ops.merge.api import merge
+
+__all__ = ["merge"]
