@@ -2,16 +2,13 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ridgeline.cache.block_manager import BlockManager
 from ridgeline.cache.paged import PagedCache
 from ridgeline.ops.common import check, paging
-
-if TYPE_CHECKING:
-    from ridgeline.cache.block_manager import BlockManager
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +70,7 @@ class CacheStep:
     def build(
         cls,
         cache: PagedCache,
-        manager: "BlockManager",
+        manager: BlockManager,
         seq_ids: Sequence[Hashable],
         new_lens: Sequence[int],
         query_len: int,
