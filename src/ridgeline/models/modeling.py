@@ -1,0 +1,196 @@
+"""The decoder as transformers' model classes: training, cached generation, saving and loading."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+
+from ridgeline.layers import GroupedLatentAttention, RotaryEmbedding
+from ridgeline.models import padding
+from ridgeline.models.cache import RidgelineCache
+from ridgeline.models.config import RidgelineConfig
+from ridgeline.models.decoder import DecoderLayer
+from ridgeline.ops.common import check
+from ridgeline.ops.common.dispatch import Impl
+
+
+class RidgelinePreTrainedModel(PreTrainedModel):
+    config_class = RidgelineConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("DecoderLayer",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GroupedLatentAttention):
+            init.normal_(module.k_up, std=self.config.initializer_range)
+            init.normal_(module.v_up, std=self.config.initializer_range)
+
+
+class RidgelineModel(RidgelinePreTrainedModel):
+    """Embeddings, decoder layers and the final norm."""
+
+    def __init__(self, config: RidgelineConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(
+            config.rope_dim or config.head_dim,
+            scaling=config.rope_parameters,
+            max_position=config.max_position_embeddings,
+        )
+        self.gradient_checkpointing = False
+        self.decode_impl: Impl = "auto"
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RidgelineCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        impl: Impl | None = None,
+    ) -> BaseModelOutputWithPast:
+        """As ``RidgelineForCausalLM.forward``, up to the final norm."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids: expected exactly one of input_ids and inputs_embeds")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        check.shape("inputs_embeds", x, ("B", "L", self.config.hidden_size))
+        batch, length = x.shape[:2]
+        cache = past_key_values
+        if cache is None and (self._caches_by_default() if use_cache is None else use_cache):
+            cache = self.new_cache(batch)
+        lengths = padding.real_lengths(attention_mask, batch, length, cached=cache is not None)
+        if position_ids is None:
+            start = [0] * batch if cache is None else cache.lengths(batch)
+            position_ids = padding.positions(start, lengths, length, x.device)
+        position_ids = position_ids.expand(batch, length)
+        moved = lengths is not None and cache is None
+        if moved:
+            x, position_ids = (padding.to_left(t, lengths) for t in (x, position_ids))
+
+        rotary = self.rotary(position_ids)
+        step = None if cache is None else cache.step(batch, length, lengths)
+        impl = self.decode_impl if impl is None else check.name_of_impl(impl)
+        states = []
+        for layer in self.layers:
+            states.append(x)
+            x = layer(x, rotary, step, impl)
+        x = self.norm(x)
+        if moved:
+            x = padding.to_right(x, lengths)
+        hidden_states = None
+        if (
+            self.config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states
+        ):
+            states = [padding.to_right(t, lengths) for t in states] if moved else states
+            hidden_states = (*states, x)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x, past_key_values=cache, hidden_states=hidden_states
+        )
+
+    def _caches_by_default(self) -> bool:
+        return self.config.use_cache and not self.training
+
+    def new_cache(self, batch: int, max_length: int = 0, copies: int = 1) -> RidgelineCache:
+        """An empty cache for ``batch`` sequences of up to ``max_length`` tokens; it can grow."""
+        return RidgelineCache(
+            self.layers[0].self_attn.cache_spec(),
+            self.config.num_hidden_layers,
+            max_tokens=batch * max_length,
+            copies=copies,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+
+class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
+    """The decoder with its language-modelling head; ``generate`` uses Ridgeline's own cache."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: RidgelineConfig) -> None:
+        super().__init__(config)
+        self.model = RidgelineModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def set_decode_impl(self, impl: Impl) -> None:
+        """The implementation of decode attention from now on; "auto" picks the best."""
+        self.model.decode_impl = check.name_of_impl(impl)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RidgelineCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        impl: Impl | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss of ``labels``.
+
+        Args:
+            input_ids: ``[B, L]``, the new tokens only where ``past_key_values`` holds others.
+            attention_mask: ``[B, n]``, n >= L, 0 for padding, which stands left of a row's tokens
+                and never enters the cache. Without a cache it may also stand right of them.
+            position_ids: ``[B, L]``; by default each row's real tokens count from 0.
+            past_key_values: a ``RidgelineCache``; one is made if ``use_cache`` says so. With
+                ``labels`` none is made.
+            inputs_embeds: ``[B, L, hidden_size]`` in place of ``input_ids``.
+            labels: ``[B, L]``, -100 where there is no loss; compared with the logits of the token
+                before, in float32.
+            logits_to_keep: logits of the last so many columns only; 0 for all.
+            impl: implementation of decode attention in this call.
+
+        Raises:
+            ValueError, TypeError: an argument has the wrong shape or value.
+        """
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError("output_attentions: expected False, no kernel stores probabilities")
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache if labels is None else False,
+            output_hidden_states=output_hidden_states,
+            impl=impl,
+            return_dict=True,
+        )
+        hidden = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
