@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 PREFETCH_TILES = 1
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 
 @cache
@@ -48,6 +48,10 @@ def isas() -> list[str]:
 
 def num_threads() -> int:
     return torch.get_num_threads()
+
+
+def dtype_name(x: Tensor) -> str:
+    return _DTYPES[x.dtype]
 
 
 def view(x: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:

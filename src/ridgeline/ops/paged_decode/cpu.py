@@ -42,6 +42,7 @@ def paged_decode(
         core.view(cache_seqlens),
         core.view(out),
         core.view(lse),
+        core.dtype_name(q),
         softmax_scale,
         causal,
         window_left,

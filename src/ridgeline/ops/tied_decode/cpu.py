@@ -36,6 +36,7 @@ def tied_decode(
         core.view(cache_seqlens),
         core.view(out),
         core.view(lse),
+        core.dtype_name(q_nope),
         softmax_scale,
         causal,
         num_splits,

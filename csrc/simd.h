@@ -1,0 +1,279 @@
+// Float vectors of one instruction set, chosen by the compiler flags of the including file. Each
+// such file lives in the namespace RIDGELINE_ISA, so that no inline function compiled for one
+// instruction set can stand in for another's.
+#pragma once
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#define RIDGELINE_INLINE static inline __attribute__((always_inline))
+#define RIDGELINE_UNROLL _Pragma("GCC unroll 16")
+
+namespace ridgeline::RIDGELINE_ISA {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+RIDGELINE_INLINE float bits_to_float(uint32_t u) {
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+RIDGELINE_INLINE uint32_t float_to_bits(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  return u;
+}
+
+RIDGELINE_INLINE float to_float(float x) { return x; }
+RIDGELINE_INLINE float to_float(BFloat16 x) { return bits_to_float(uint32_t(x.bits) << 16); }
+RIDGELINE_INLINE float to_float(Float16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+  if (rest >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+  // Rebias by a product, which also normalises subnormals: 2^(127 - 15).
+  return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * 0x1p112f));
+}
+
+// Round to nearest even.
+RIDGELINE_INLINE void from_float(float f, float* out) { *out = f; }
+RIDGELINE_INLINE void from_float(float f, BFloat16* out) {
+  const uint32_t u = float_to_bits(f);
+  out->bits = f != f ? uint16_t(0x7fc0) : uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+RIDGELINE_INLINE void from_float(float f, Float16* out) {
+  const uint32_t u = float_to_bits(f), sign = u >> 16 & 0x8000;
+  const uint32_t abs = u & 0x7fffffff;
+  if (abs > 0x7f800000) {
+    out->bits = uint16_t(sign | 0x7e00);
+  } else if (abs >= 0x477ff000) {  // 65520 and above round to infinity
+    out->bits = uint16_t(sign | 0x7c00);
+  } else if (abs < 0x38800000) {  // subnormal: adding 0.5 shifts the mantissa into place and rounds
+    out->bits = uint16_t(sign | (float_to_bits(bits_to_float(abs) + 0.5f) - 0x3f000000));
+  } else {
+    out->bits = uint16_t(sign | ((abs + 0xfff + (abs >> 13 & 1) - 0x38000000) >> 13));
+  }
+}
+
+#if defined(__AVX512F__)
+
+struct Vec {
+  static constexpr int kWidth = 16, kRows = 4;  // kRows: query rows in registers at a time
+  __m512 v;
+
+  RIDGELINE_INLINE Vec set(float x) { return {_mm512_set1_ps(x)}; }
+  RIDGELINE_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  RIDGELINE_INLINE Vec load(const BFloat16* p) {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  RIDGELINE_INLINE Vec load(const Float16* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  // The first n elements, zeros behind; nothing else is read.
+  RIDGELINE_INLINE Vec load_first(const float* p, int n) {
+    return {_mm512_maskz_loadu_ps(lanes(n), p)};
+  }
+  RIDGELINE_INLINE Vec load_first(const BFloat16* p, int n) {
+    return widen(_mm256_maskz_loadu_epi16(lanes(n), p));
+  }
+  RIDGELINE_INLINE Vec load_first(const Float16* p, int n) {
+    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p))};
+  }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+  RIDGELINE_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // max(a, b), b where either is NaN.
+  RIDGELINE_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+  RIDGELINE_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, 0)}; }
+  RIDGELINE_INLINE Vec times_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+  // small where |x| < limit, else large
+  RIDGELINE_INLINE Vec select_small(Vec x, float limit, Vec small, Vec large) {
+    const __mmask16 m = _mm512_cmp_ps_mask(_mm512_abs_ps(x.v), _mm512_set1_ps(limit), _CMP_LT_OQ);
+    return {_mm512_mask_blend_ps(m, large.v, small.v)};
+  }
+  // Lanes i with lo <= i < hi as they are, the others -inf.
+  RIDGELINE_INLINE Vec mask_outside(Vec x, int lo, int hi) {
+    const __m512i i = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __mmask16 in = _mm512_cmpge_epi32_mask(i, _mm512_set1_epi32(lo)) &
+                         _mm512_cmplt_epi32_mask(i, _mm512_set1_epi32(hi));
+    return {_mm512_mask_blend_ps(in, _mm512_set1_ps(-kInf), x.v)};
+  }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+  float max() const { return _mm512_reduce_max_ps(v); }
+
+  // Adjacent lanes of a, then of b, added: four folds of sixteen vectors leave their sums in order.
+  RIDGELINE_INLINE __m512 fold(__m512 a, __m512 b) {
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd =
+        _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_add_ps(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b));
+  }
+  // out[i] = sum(x[i]), four vectors.
+  RIDGELINE_INLINE void sums4(const Vec* x, float* out) {
+    const __m512 y = fold(fold(x[0].v, x[1].v), fold(x[2].v, x[3].v));  // lanes 4i.. : of x[i]
+    const __m512 z = fold(y, y);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(fold(z, z)));
+  }
+
+ private:
+  RIDGELINE_INLINE __mmask16 lanes(int n) { return __mmask16((1u << n) - 1); }
+  RIDGELINE_INLINE Vec widen(__m256i x) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+  }
+};
+
+#elif defined(__AVX2__)
+
+struct Vec {
+  static constexpr int kWidth = 8, kRows = 2;
+  __m256 v;
+
+  RIDGELINE_INLINE Vec set(float x) { return {_mm256_set1_ps(x)}; }
+  RIDGELINE_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  RIDGELINE_INLINE Vec load(const BFloat16* p) {
+    const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(x, 16))};
+  }
+  RIDGELINE_INLINE Vec load(const Float16* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  template <class T>
+  RIDGELINE_INLINE Vec load_first(const T* p, int n) {
+    T x[kWidth] = {};
+    std::memcpy(x, p, n * sizeof(T));
+    return load(x);
+  }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+  RIDGELINE_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  RIDGELINE_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+  RIDGELINE_INLINE Vec round(Vec a) {
+    return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+  // n in [-252, 128]: two factors, so that each is a normal power of two.
+  RIDGELINE_INLINE Vec times_power_of_two(Vec a, Vec n) {
+    const __m256i i = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(i, 1);
+    return {_mm256_mul_ps(_mm256_mul_ps(a.v, power(half)), power(_mm256_sub_epi32(i, half)))};
+  }
+  RIDGELINE_INLINE Vec select_small(Vec x, float limit, Vec small, Vec large) {
+    const __m256 abs = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v);
+    const __m256 m = _mm256_cmp_ps(abs, _mm256_set1_ps(limit), _CMP_LT_OQ);
+    return {_mm256_blendv_ps(large.v, small.v, m)};
+  }
+  RIDGELINE_INLINE Vec mask_outside(Vec x, int lo, int hi) {
+    const __m256i i = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i out = _mm256_or_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(lo), i),
+                                        _mm256_cmpgt_epi32(i, _mm256_set1_epi32(hi - 1)));
+    return {_mm256_blendv_ps(x.v, _mm256_set1_ps(-kInf), _mm256_castsi256_ps(out))};
+  }
+  float sum() const {
+    const __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 y = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
+  }
+  float max() const {
+    const __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 y = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_shuffle_ps(y, y, 1)));
+  }
+  RIDGELINE_INLINE void sums4(const Vec* x, float* out) {
+    const __m256 y = _mm256_hadd_ps(_mm256_hadd_ps(x[0].v, x[1].v), _mm256_hadd_ps(x[2].v, x[3].v));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
+  }
+
+ private:
+  RIDGELINE_INLINE __m256 power(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+  }
+};
+
+#else
+
+// Plain C++: eight lanes that a compiler may map to what vectors it has.
+struct Vec {
+  static constexpr int kWidth = 8, kRows = 2;
+  float v[kWidth];
+
+  template <class F>
+  RIDGELINE_INLINE Vec make(F f) {
+    Vec r;
+    for (int i = 0; i < kWidth; i++) r.v[i] = f(i);
+    return r;
+  }
+  RIDGELINE_INLINE Vec set(float x) {
+    return make([=](int) { return x; });
+  }
+  template <class T>
+  RIDGELINE_INLINE Vec load(const T* p) {
+    return make([=](int i) { return to_float(p[i]); });
+  }
+  template <class T>
+  RIDGELINE_INLINE Vec load_first(const T* p, int n) {
+    return make([=](int i) { return i < n ? to_float(p[i]) : 0.0f; });
+  }
+  void store(float* p) const { std::memcpy(p, v, sizeof(v)); }
+
+  friend Vec operator+(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  friend Vec operator-(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  friend Vec operator*(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] * b.v[i]; });
+  }
+  friend Vec operator/(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] / b.v[i]; });
+  }
+  RIDGELINE_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
+  RIDGELINE_INLINE Vec max(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  RIDGELINE_INLINE Vec round(Vec a) {
+    return make([&](int i) { return std::nearbyint(a.v[i]); });
+  }
+  RIDGELINE_INLINE Vec times_power_of_two(Vec a, Vec n) {
+    return make([&](int i) { return std::ldexp(a.v[i], n.v[i] == n.v[i] ? int(n.v[i]) : 0); });
+  }
+  RIDGELINE_INLINE Vec select_small(Vec x, float limit, Vec small, Vec large) {
+    return make([&](int i) { return std::fabs(x.v[i]) < limit ? small.v[i] : large.v[i]; });
+  }
+  RIDGELINE_INLINE Vec mask_outside(Vec x, int lo, int hi) {
+    return make([&](int i) { return lo <= i && i < hi ? x.v[i] : -kInf; });
+  }
+  float sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+  float max() const {
+    float m = v[0];
+    for (int i = 1; i < kWidth; i++) m = v[i] > m ? v[i] : m;
+    return m;
+  }
+  RIDGELINE_INLINE void sums4(const Vec* x, float* out) {
+    for (int i = 0; i < 4; i++) out[i] = x[i].sum();
+  }
+};
+
+#endif
+
+}  // namespace ridgeline::RIDGELINE_ISA
