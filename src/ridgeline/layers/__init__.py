@@ -4,6 +4,7 @@ from ridgeline.layers.gla import GroupedLatentAttention
 from ridgeline.layers.gqa import GroupedQueryAttention
 from ridgeline.layers.gta import GroupedTiedAttention
 from ridgeline.layers.norm import HeadRMSNorm
+from ridgeline.layers.parallel import shard
 from ridgeline.layers.rotary import RotaryEmbedding, apply_rotary
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "HeadRMSNorm",
     "RotaryEmbedding",
     "apply_rotary",
+    "shard",
 ]

@@ -1,12 +1,13 @@
 """Grouped Latent Attention; Multi-head Latent Attention is the case of one latent head."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ridgeline.cache import CacheSpec, CacheStep
-from ridgeline.layers.base import AttentionLayer
+from ridgeline.layers.base import AttentionLayer, RankHeads, input_columns, output_rows
 from ridgeline.layers.norm import HeadRMSNorm
 from ridgeline.layers.prefill import causal_attention
 from ridgeline.layers.rotary import apply_rotary
@@ -42,6 +43,8 @@ class GroupedLatentAttention(AttentionLayer):
         TypeError, ValueError: a size is impossible.
     """
 
+    state_heads_name = "num_latent_heads"
+
     def __init__(
         self,
         hidden_size: int,
@@ -56,9 +59,7 @@ class GroupedLatentAttention(AttentionLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(hidden_size, num_heads, head_dim, rope_dim)
-        check.count("num_latent_heads", num_latent_heads, minimum=1)
-        check.divides("num_latent_heads", num_latent_heads, "num_heads", num_heads)
+        super().__init__(hidden_size, num_heads, num_latent_heads, head_dim, rope_dim)
         if latent_dim is None:
             latent_dim = (4 if num_latent_heads == 1 else 2) * self.head_dim
         self.num_latent_heads = num_latent_heads
@@ -93,6 +94,33 @@ class GroupedLatentAttention(AttentionLayer):
     def cache_spec(self, tp: int = 1) -> CacheSpec:
         """The cache of this layer on one of ``tp`` ranks."""
         return CacheSpec.gla(self.num_latent_heads, self.latent_dim, self.rope_dim, tp)
+
+    def on_rank(self, heads: RankHeads) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        sizes = {
+            "latent_dim": self.latent_dim,
+            "rope_dim": self.rope_dim,
+            "q_rank": self.q_rank,
+            "eps": self.eps,
+        }
+        down = self.kv_down.weight
+        latents, rope = down.split((len(down) - self.rope_dim, self.rope_dim))
+        weights = {
+            "kv_down.weight": torch.cat(
+                (output_rows(latents, self.num_latent_heads, heads.state), rope)
+            ),
+            "kv_norm.weight": self.kv_norm.weight[heads.state],
+            "k_up": self.k_up[heads.query],
+            "v_up": self.v_up[heads.query],
+            "o_proj.weight": input_columns(self.o_proj.weight, self.num_heads, heads.query),
+        }
+        if self.q_rank is None:
+            queries = output_rows(self.q_proj.weight, self.num_heads, heads.query)
+            return sizes, weights | {"q_proj.weight": queries}
+        return sizes, weights | {
+            "q_down.weight": self.q_down.weight,
+            "q_norm.weight": self.q_norm.weight,
+            "q_up.weight": output_rows(self.q_up.weight, self.num_heads, heads.query),
+        }
 
     def forward(
         self,

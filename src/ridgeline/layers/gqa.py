@@ -1,13 +1,14 @@
 """Grouped-query attention and its two ends: MHA (a kv head per query head) and MQA (one)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ridgeline.cache import CacheSpec, CacheStep
-from ridgeline.layers.base import AttentionLayer
+from ridgeline.layers.base import AttentionLayer, RankHeads, input_columns, output_rows
 from ridgeline.layers.prefill import causal_attention
 from ridgeline.layers.rotary import apply_rotary
-from ridgeline.ops.common import check
 from ridgeline.ops.common.dispatch import Impl
 from ridgeline.ops.paged_decode import paged_decode
 
@@ -39,9 +40,7 @@ class GroupedQueryAttention(AttentionLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(hidden_size, num_heads, head_dim, rotate_all=True)
-        check.count("num_kv_heads", num_kv_heads, minimum=1)
-        check.divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
+        super().__init__(hidden_size, num_heads, num_kv_heads, head_dim, rotate_all=True)
         self.num_kv_heads = num_kv_heads
         queries, keys = num_heads * self.head_dim, num_kv_heads * self.head_dim
         factory = {"bias": False, "device": device, "dtype": dtype}
@@ -57,6 +56,15 @@ class GroupedQueryAttention(AttentionLayer):
     def cache_spec(self, tp: int = 1) -> CacheSpec:
         """The cache of this layer on one of ``tp`` ranks."""
         return CacheSpec.gqa(self.num_kv_heads, self.head_dim, tp)
+
+    def on_rank(self, heads: RankHeads) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        states = (self.num_kv_heads, heads.state)
+        return {}, {
+            "q_proj.weight": output_rows(self.q_proj.weight, self.num_heads, heads.query),
+            "k_proj.weight": output_rows(self.k_proj.weight, *states),
+            "v_proj.weight": output_rows(self.v_proj.weight, *states),
+            "o_proj.weight": input_columns(self.o_proj.weight, self.num_heads, heads.query),
+        }
 
     def forward(
         self,

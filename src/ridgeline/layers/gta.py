@@ -1,13 +1,14 @@
 """Grouped-Tied Attention: one cached state per group that is key and value at once."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ridgeline.cache import CacheSpec, CacheStep
-from ridgeline.layers.base import AttentionLayer
+from ridgeline.layers.base import AttentionLayer, RankHeads, input_columns, output_rows
 from ridgeline.layers.prefill import causal_attention
 from ridgeline.layers.rotary import apply_rotary
-from ridgeline.ops.common import check
 from ridgeline.ops.common.dispatch import Impl
 from ridgeline.ops.tied_decode import tied_decode
 
@@ -42,9 +43,7 @@ class GroupedTiedAttention(AttentionLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(hidden_size, num_heads, head_dim, rope_dim)
-        check.count("num_kv_heads", num_kv_heads, minimum=1)
-        check.divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
+        super().__init__(hidden_size, num_heads, num_kv_heads, head_dim, rope_dim)
         if self.rope_dim >= self.head_dim:
             raise ValueError(
                 f"rope_dim: expected less than head_dim ({self.head_dim}), got {self.rope_dim}"
@@ -65,6 +64,14 @@ class GroupedTiedAttention(AttentionLayer):
     def cache_spec(self, tp: int = 1) -> CacheSpec:
         """The cache of this layer on one of ``tp`` ranks."""
         return CacheSpec.gta(self.num_kv_heads, self.head_dim, self.rope_dim, tp)
+
+    def on_rank(self, heads: RankHeads) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"rope_dim": self.rope_dim}, {
+            "q_proj.weight": output_rows(self.q_proj.weight, self.num_heads, heads.query),
+            "kv_proj.weight": output_rows(self.kv_proj.weight, self.num_kv_heads, heads.state),
+            "k_rope_proj.weight": self.k_rope_proj.weight,
+            "o_proj.weight": input_columns(self.o_proj.weight, self.num_heads, heads.query),
+        }
 
     def forward(
         self,

@@ -22,7 +22,8 @@ class HeadRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(heads, dim, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
+        # Back to x's dtype, which a weight held in a wider one (autocast) would change.
+        return (F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}"

@@ -59,7 +59,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Dim i turns with dim ``i + d / 2``. The arithmetic is that of the wider of the two dtypes.
     """
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    a, b = x.chunk(2, dim=-1)
-    first = torch.addcmul(a * cos, b, sin, value=-1)
-    second = torch.addcmul(b * cos, a, sin)
+    # One widening for the whole of x: mixed operands would convert it in every operation.
+    a, b = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, dim=-1)
+    first = (a * cos).addcmul_(b, sin, value=-1)
+    second = (b * cos).addcmul_(a, sin)
     return torch.cat((first, second), dim=-1).to(x.dtype)
