@@ -21,7 +21,7 @@ class RidgelineCache(Cache):
 
     Args:
         spec, num_layers: the cache of one layer, and how many there are.
-        max_tokens: tokens of all rows together that the first pool has room for.
+        rows, max_length: the first pool has pages for so many rows of so many tokens.
         copies: rows of the first forward come in groups of so many equal ones (the beams of one
             prompt), of which one is computed and stored.
         page_size: tokens a page.
@@ -33,14 +33,15 @@ class RidgelineCache(Cache):
         spec: CacheSpec,
         num_layers: int,
         *,
-        max_tokens: int = 0,
+        rows: int = 1,
+        max_length: int = 0,
         copies: int = 1,
         page_size: int = PAGE_SIZE,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(layers=[])
-        self.copies = check.count("copies", copies, minimum=1)
+        self._copies = check.count("copies", copies, minimum=1)
         self._make = lambda pages: PagedCache(
             spec, num_layers, pages, page_size, dtype=dtype, device=device
         )
@@ -49,7 +50,8 @@ class RidgelineCache(Cache):
         self._rows: list[int] = []
         self._ids = count()
         self._columns = 0
-        self._new_pool(max(1, -(-check.count("max_tokens", max_tokens) // page_size)))
+        check.count("rows", rows, minimum=1)
+        self._new_pool(rows * max(1, -(-check.count("max_length", max_length) // page_size)))
 
     def __len__(self) -> int:
         return self._num_layers
@@ -80,6 +82,13 @@ class RidgelineCache(Cache):
                 f"got one of {len(self._rows)}"
             )
         return [self._manager.length(row) for row in self._rows]
+
+    def take_copies(self, batch: int) -> int:
+        """How many equal rows in a row the next forward's ``batch`` rows come in."""
+        if self._rows:
+            return 1
+        check.divides("copies", self._copies, "rows of the input", batch)
+        return self._copies
 
     def step(self, batch: int, columns: int, lengths: Sequence[int] | None) -> CacheStep:
         """Room for ``columns`` new tokens a row, of which the last ``lengths[b]`` are real."""

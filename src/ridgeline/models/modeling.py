@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -71,15 +71,19 @@ class RidgelineModel(RidgelinePreTrainedModel):
             raise ValueError("input_ids: expected exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         check.shape("inputs_embeds", x, ("B", "L", self.config.hidden_size))
+        cache = self._cache(past_key_values, use_cache, rows=x.shape[0])
+        copies = 1 if cache is None else cache.take_copies(x.shape[0])
+        if copies > 1:
+            x, attention_mask, position_ids = (
+                None if t is None else t[::copies] for t in (x, attention_mask, position_ids)
+            )
         batch, length = x.shape[:2]
-        cache = past_key_values
-        if cache is None and (self._caches_by_default() if use_cache is None else use_cache):
-            cache = self.new_cache(batch)
         lengths = padding.real_lengths(attention_mask, batch, length, cached=cache is not None)
         if position_ids is None:
             start = [0] * batch if cache is None else cache.lengths(batch)
             position_ids = padding.positions(start, lengths, length, x.device)
         position_ids = position_ids.expand(batch, length)
+        # Without a cache to say which tokens are real, padding moves to where nothing sees it.
         moved = lengths is not None and cache is None
         if moved:
             x, position_ids = (padding.to_left(t, lengths) for t in (x, position_ids))
@@ -91,34 +95,45 @@ class RidgelineModel(RidgelinePreTrainedModel):
         for layer in self.layers:
             states.append(x)
             x = layer(x, rotary, step, impl)
-        x = self.norm(x)
+        states.append(self.norm(x))
+
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        states = states if output_hidden_states else states[-1:]
         if moved:
-            x = padding.to_right(x, lengths)
-        hidden_states = None
-        if (
-            self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states
-        ):
-            states = [padding.to_right(t, lengths) for t in states] if moved else states
-            hidden_states = (*states, x)
+            states = [padding.to_right(t, lengths) for t in states]
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
+            states = [t.repeat_interleave(copies, dim=0) for t in states]
         return BaseModelOutputWithPast(
-            last_hidden_state=x, past_key_values=cache, hidden_states=hidden_states
+            last_hidden_state=states[-1],
+            past_key_values=cache,
+            hidden_states=tuple(states) if output_hidden_states else None,
         )
 
-    def _caches_by_default(self) -> bool:
-        return self.config.use_cache and not self.training
-
-    def new_cache(self, batch: int, max_length: int = 0, copies: int = 1) -> RidgelineCache:
-        """An empty cache for ``batch`` sequences of up to ``max_length`` tokens; it can grow."""
+    def new_cache(self, rows: int, max_length: int = 0, copies: int = 1) -> RidgelineCache:
+        """An empty cache with pages for ``rows`` of up to ``max_length`` tokens; it can grow."""
         return RidgelineCache(
             self.layers[0].self_attn.cache_spec(),
             self.config.num_hidden_layers,
-            max_tokens=batch * max_length,
+            rows=rows,
+            max_length=max_length,
             copies=copies,
             dtype=self.dtype,
             device=self.device,
         )
+
+    def _cache(
+        self, given: RidgelineCache | None, use_cache: bool | None, rows: int
+    ) -> RidgelineCache | None:
+        if given is not None:
+            if not isinstance(given, RidgelineCache):
+                got = type(given).__name__
+                raise TypeError(f"past_key_values: expected a RidgelineCache, got {got}")
+            return given
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        return self.new_cache(rows) if use_cache else None
 
 
 class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
@@ -131,6 +146,27 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
         self.model = RidgelineModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Called by ``generate``: the cache for all beams, sized by the longest they can get."""
+        if generation_config.cache_implementation is not None:
+            raise ValueError(
+                "cache_implementation: expected None, the model brings its own cache, "
+                f"got {generation_config.cache_implementation!r}"
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            copies = max(generation_config.num_beams, generation_config.num_return_sequences)
+            length = min(max_cache_length, self.config.max_position_embeddings)
+            model_kwargs["past_key_values"] = self.model.new_cache(
+                batch_size * copies, length, copies
+            )
 
     def set_decode_impl(self, impl: Impl) -> None:
         """The implementation of decode attention from now on; "auto" picks the best."""
