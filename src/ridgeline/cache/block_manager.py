@@ -74,7 +74,8 @@ class BlockManager:
         self._blank = list(range(num_blocks))[::-1]
         # Free blocks with reusable contents, the least recently used first.
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._block_of: dict[bytes, int] = {}
+        # Committed blocks by name and back. Several hold the same where several computed it.
+        self._blocks_of: dict[bytes, set[int]] = {}
         self._digest_of: dict[int, bytes] = {}
 
     @property
@@ -171,10 +172,8 @@ class BlockManager:
         full = len(seq.tokens) // self.block_size
         for i in range(seq.committed, full):
             block, digest = seq.blocks[i], self._digest(seq, i)
-            # Equal contents computed twice: the first stays the one to share.
-            if block not in self._digest_of and digest not in self._block_of:
-                self._digest_of[block] = digest
-                self._block_of[digest] = block
+            self._digest_of[block] = digest
+            self._blocks_of.setdefault(digest, set()).add(block)
         seq.committed = full
 
     def fork(self, parent_id: Hashable, child_id: Hashable) -> None:
@@ -249,10 +248,11 @@ class BlockManager:
         if not self.prefix_reuse:
             return blocks
         for i in range((len(seq.tokens) - 1) // self.block_size):
-            block = self._block_of.get(self._digest(seq, i))
-            if block is None:
+            same = self._blocks_of.get(self._digest(seq, i))
+            if same is None:
                 break
-            blocks.append(block)
+            # One that is in use if any is, so that a free one stays free.
+            blocks.append(max(same, key=self._owners.__getitem__))
         return blocks
 
     def _reserve(self, needed: int, keep: int = 0) -> None:
@@ -279,17 +279,23 @@ class BlockManager:
         """Offer a block no longer."""
         digest = self._digest_of.pop(block, None)
         if digest is not None:
-            del self._block_of[digest]
+            self._blocks_of[digest].remove(block)
+            if not self._blocks_of[digest]:
+                del self._blocks_of[digest]
 
     def _release(self, blocks: Sequence[int]) -> None:
         """Take one owner from each block, the last first: prefixes outlive what follows them."""
         for block in reversed(blocks):
             self._owners[block] -= 1
-            if self._owners[block] == 0:
-                if block in self._digest_of:
-                    self._cached[block] = None
-                else:
-                    self._blank.append(block)
+            if self._owners[block] > 0:
+                continue
+            digest = self._digest_of.get(block)
+            if digest is not None and len(self._blocks_of[digest]) == 1:
+                self._cached[block] = None
+            else:
+                # Never committed, or another block holds the same.
+                self._forget(block)
+                self._blank.append(block)
 
 
 def _as_tokens(token_ids: Iterable[int]) -> array:
