@@ -1,5 +1,7 @@
 """The decoder as transformers' model classes: training, cached generation, saving and loading."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from ridgeline.models import padding
 from ridgeline.models.cache import RidgelineCache
 from ridgeline.models.config import RidgelineConfig
 from ridgeline.models.decoder import DecoderLayer
+from ridgeline.models.manifest import verify_manifest
+from ridgeline.models.saving import staged
 from ridgeline.ops.common import check
 from ridgeline.ops.common.dispatch import Impl
 
@@ -26,6 +30,41 @@ class RidgelinePreTrainedModel(PreTrainedModel):
     _no_split_modules = ("DecoderLayer",)
     _skip_keys_device_placement = ("past_key_values",)
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> "RidgelinePreTrainedModel":
+        """As transformers does it, from safetensors only; a local directory's manifest must hold.
+
+        Raises:
+            ValueError: a file is truncated or altered (the message names it), or
+                ``use_safetensors`` is False.
+        """
+        if not kwargs.setdefault("use_safetensors", True):
+            raise ValueError("use_safetensors: expected True, other formats can run code")
+        path = pretrained_model_name_or_path
+        if path is not None and os.path.isdir(path):
+            verify_manifest(Path(path, kwargs.get("subfolder") or ""))
+        return super().from_pretrained(path, *args, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """As transformers does it, with a manifest of SHA-256 sums, all at once or not at all.
+
+        The manifest covers a tokenizer that is there already. Write one again
+        (``ridgeline.models.manifest.write_manifest``) where a file changes afterwards.
+
+        Raises:
+            OSError: the files cannot be written, as on a full disk; nothing was changed.
+        """
+        if not is_main_process:
+            return
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with staged(save_directory) as staging:
+            super().save_pretrained(staging, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
