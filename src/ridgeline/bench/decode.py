@@ -1,0 +1,181 @@
+"""``ridgeline bench decode``: one row per shape, ours beside its roofs and its peers."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from ridgeline.bench import peers, timing
+from ridgeline.bench.inputs import DecodeInputs
+from ridgeline.bench.machine import cold_bytes
+from ridgeline.bench.shapes import VARIANTS, DecodeShape, default_heads
+from ridgeline.ops.common import check, core
+from ridgeline.ops.common.dispatch import Impl
+from ridgeline.roofline import roofs
+
+SIZES = ((1, 32768), (4, 8192), (16, 2048))
+ATTEMPTS = 3
+MAX_DRIFT = 0.15
+PEER_EVERY = 3
+
+# Relative error (Frobenius norm) against float32 attention over the same cache. Ours rounds the
+# probabilities and the output once each: twice 2^-9 in BF16, 2^-12 in FP16, doubled. Eager PyTorch
+# also rounds scores, of size up to 2^3, before their exponential: 2^3 times more.
+ROUNDING = {"bf16": 2.0**-9, "fp16": 2.0**-12, "fp32": 2.0**-19}
+OURS_BUDGET, PEER_BUDGET = 4, 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians of one shape; times in seconds, rates per second."""
+
+    shape: DecodeShape
+    seconds: float
+    roofs: roofs.Roofs
+    no_prefetch: float | None
+    peers: dict[str, float]
+    error: float
+    drift: float
+    samples: timing.Samples = field(repr=False, compare=False)
+
+    @property
+    def bandwidth(self) -> float:
+        return self.shape.cache_bytes / self.seconds
+
+    @property
+    def flop_rate(self) -> float:
+        return self.shape.flops / self.seconds
+
+    @property
+    def percent(self) -> float:
+        return self.roofs.percent(self.shape.cache_bytes, self.shape.flops, self.seconds)
+
+    @property
+    def binding(self) -> str:
+        return self.roofs.binding(self.shape.cache_bytes, self.shape.flops)
+
+    @property
+    def prefetch_gain(self) -> float | None:
+        return None if self.no_prefetch is None else self.no_prefetch / self.seconds
+
+    def speedup(self, peer: str) -> float:
+        return self.peers[peer] / self.seconds
+
+    @property
+    def fastest_peer(self) -> str | None:
+        return min(self.peers, key=self.peers.__getitem__, default=None)
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What to run; sizes are ``(batch, length)``. ``heads=None``: those of each variant."""
+
+    variants: Sequence[str] = VARIANTS
+    sizes: Sequence[tuple[int, int]] = SIZES
+    query_lens: Sequence[int] = (1,)
+    dtypes: Sequence[str] = ("bf16",)
+    heads: tuple[int, ...] | None = None
+    kv_heads: int = 8
+    latent_heads: int = 2
+    head_dim: int = 128
+    page_size: int = 64
+    reps: int = 15
+    with_peers: bool = True
+    impl: Impl = "auto"
+    one_head_count: bool = False
+
+    @classmethod
+    def quick(cls) -> "DecodeOptions":
+        """For a first look: one size, one head count of each variant, few rounds."""
+        return cls(sizes=((4, 4096),), reps=7, one_head_count=True)
+
+    def replace(self, **given: object) -> "DecodeOptions":
+        """These options with what was given; ``None`` means not given."""
+        return replace(self, **{name: x for name, x in given.items() if x is not None})
+
+    def __post_init__(self) -> None:
+        check.count("reps", self.reps, minimum=1)
+        check.count("page_size", self.page_size, minimum=1)
+
+    def shapes(self) -> list[DecodeShape]:
+        """All shapes, those of one size together, so that variants stand beside each other."""
+        return [
+            DecodeShape(variant, heads, in_cache, self.head_dim, batch, length, query_len, dtype)
+            for dtype, query_len, (batch, length), variant in product(
+                self.dtypes, self.query_lens, self.sizes, self.variants
+            )
+            for heads, in_cache in self._heads(variant)
+        ]
+
+    def _heads(self, variant: str) -> list[tuple[int, int]]:
+        found = default_heads(variant, self.heads, self.kv_heads, self.latent_heads)
+        return found[:1] if self.one_head_count else found
+
+
+def run(options: DecodeOptions) -> Iterator[Row]:
+    """The rows in order, each as soon as it is measured."""
+    for shape in options.shapes():
+        yield measure(shape, options)
+
+
+def measure(shape: DecodeShape, options: DecodeOptions) -> Row:
+    """One row; measured again, up to ``ATTEMPTS`` times, while a roof drifts during the loop.
+
+    Raises:
+        RuntimeError: a result is wrong, so its time would mean nothing.
+    """
+    inputs = DecodeInputs(shape, page_size=options.page_size, cold_bytes=cold_bytes())
+    calls, every, error = _checked_calls(inputs, options)
+    storage_bytes = sum(x.nbytes for x in inputs.storage())
+    gemm, gemm_flops = roofs.gemm(shape.torch_dtype)
+    calls["memory roof"] = lambda: [roofs.read(x) for x in inputs.storage()]
+    calls["gemm roof"] = gemm
+    timing.interleave({name: calls[name] for name in ("memory roof", "gemm roof")}, 1)
+    for _ in range(ATTEMPTS):
+        samples = timing.interleave(calls, options.reps, every)
+        drift = max(timing.drift(samples[name]) for name in ("memory roof", "gemm roof"))
+        if drift <= MAX_DRIFT:
+            break
+    times = timing.medians(samples)
+    return Row(
+        shape=shape,
+        seconds=times["ours"],
+        roofs=roofs.Roofs(storage_bytes / times["memory roof"], gemm_flops / times["gemm roof"]),
+        no_prefetch=times.get("no prefetch"),
+        peers={name: times[name] for name in every},
+        error=error,
+        drift=drift,
+        samples=samples,
+    )
+
+
+def _checked_calls(inputs: DecodeInputs, options: DecodeOptions) -> tuple[dict, dict, float]:
+    """The calls to time, each run once and held against float32 attention."""
+    dtype = inputs.shape.dtype
+    exact = peers.Dense(inputs, torch.float32)
+    want = peers.oracle(exact)
+    calls = {"ours": lambda: inputs.decode(options.impl)}
+    ours = calls["ours"]()
+    error = _check("ours", ours, want, OURS_BUDGET * ROUNDING[dtype])
+    if options.impl in ("auto", "cpu") and core.missing() is None:
+        calls["no prefetch"] = inputs.decode_without_prefetch
+        if not torch.equal(calls["no prefetch"](), ours):
+            raise RuntimeError(f"{inputs.shape.label}: prefetch changed the result")
+    every = {}
+    if options.with_peers:
+        same = [] if dtype == "fp32" else peers.peers(peers.Dense(inputs, inputs.shape.torch_dtype))
+        for peer in same + peers.peers(exact):
+            _check(peer.name, peer.canonical(peer.run()), want, PEER_BUDGET * ROUNDING[peer.dtype])
+            calls[peer.name] = peer.run
+            every[peer.name] = PEER_EVERY
+    return calls, every, error
+
+
+def _check(name: str, out: Tensor, want: Tensor, budget: float) -> float:
+    error = ((out.float() - want).norm() / want.norm()).item()
+    if not error <= budget or math.isnan(error):
+        raise RuntimeError(f"{name}: relative error {error:.1e} exceeds {budget:.1e}; not timed")
+    return error

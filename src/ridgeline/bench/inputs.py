@@ -1,0 +1,99 @@
+"""Caches and queries of one benchmarked decode step, and the calls of our operations on them."""
+
+import math
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ridgeline.bench.shapes import DecodeShape
+from ridgeline.cache import PagedCache
+from ridgeline.ops.common.dispatch import Impl, empty_outputs
+from ridgeline.ops.paged_decode import cpu as paged_cpu
+from ridgeline.ops.paged_decode import paged_decode
+from ridgeline.ops.tied_decode import cpu as tied_cpu
+from ridgeline.ops.tied_decode import tied_decode
+
+
+class DecodeInputs:
+    """Seeded inputs of a shape, with as many equal copies of the cache as keep it cold.
+
+    Between two reads of one copy at least ``cold_bytes`` of others are read, so no timed call
+    finds its cache in L3. Pages lie in random order; page tables are those of a server's cache.
+    """
+
+    def __init__(
+        self, shape: DecodeShape, *, page_size: int = 64, cold_bytes: int = 400_000_000
+    ) -> None:
+        g = torch.Generator().manual_seed(0)
+        pages = math.ceil(shape.length / page_size)
+        copies = 1 + max(1, math.ceil(cold_bytes / shape.cache_bytes))
+        dtype = shape.torch_dtype
+        self.shape = shape
+        self.cache = PagedCache(shape.spec, copies, shape.batch * pages, page_size, dtype=dtype)
+        order = torch.randperm(shape.batch * pages, generator=g)
+        self.block_table = order.to(torch.int32).view(shape.batch, pages)
+        self.cache_seqlens = torch.full((shape.batch,), shape.length, dtype=torch.int32)
+        rows = (shape.batch, shape.query_len, shape.heads)
+        self.q_nope = torch.randn(*rows, shape.nope_dim, generator=g).to(dtype)
+        self.q_rope = torch.randn(*rows, shape.rope_dim, generator=g).to(dtype)
+        first = self.cache.layer(0)
+        for view in first:
+            view.copy_(torch.randn(view.shape, generator=g))
+        for i in range(1, copies):
+            for source, copy in zip(first, self.cache.layer(i), strict=True):
+                copy.copy_(source)
+        self._copies = copies
+        self._tick = count()
+
+    def _next(self) -> tuple[Tensor, ...]:
+        return self.cache.layer(next(self._tick) % self._copies)
+
+    def decode(self, impl: Impl = "auto") -> Tensor:
+        """Our operation on the next copy, ``[B, L_q, h_q, d_v]``."""
+        table, scale = (self.block_table, self.cache_seqlens), self.shape.softmax_scale
+        if self.shape.spec.kind == "paired":
+            return paged_decode(self.q_nope, *self._next(), *table, softmax_scale=scale, impl=impl)
+        queries = (self.q_nope, self.q_rope)
+        return tied_decode(*queries, *self._next(), *table, softmax_scale=scale, impl=impl)
+
+    def decode_without_prefetch(self) -> Tensor:
+        """The same by the CPU core with its software prefetch turned off."""
+        table, scale = (self.block_table, self.cache_seqlens), self.shape.softmax_scale
+        out, lse = empty_outputs(self.q_nope, self.shape.spec.dim)
+        if self.shape.spec.kind == "paired":
+            paged_cpu.paged_decode(
+                self.q_nope,
+                *self._next(),
+                *table,
+                scale,
+                True,
+                -1,
+                -1,
+                0.0,
+                0,
+                out,
+                lse,
+                prefetch=0,
+            )
+        else:
+            queries = (self.q_nope, self.q_rope)
+            tied_cpu.tied_decode(
+                *queries, *self._next(), *table, scale, True, 0, out, lse, prefetch=0
+            )
+        return out
+
+    def storage(self) -> list[Tensor]:
+        """The next copy as contiguous memory, for the memory roof."""
+        views, spec = self._next(), self.shape.spec
+        if spec.kind == "paired":
+            return list(views)
+        tokens = self.cache.num_pages * self.cache.page_size
+        return [views[0].as_strided((tokens * spec.elements_per_token,), (1,))]
+
+    def gather(self) -> tuple[Tensor, ...]:
+        """The cache without pages: paired K, V; tied states and RoPE keys; ``[B, N, ...]``."""
+        index = self.block_table.long()
+        return tuple(
+            view[index].flatten(1, 2)[:, : self.shape.length] for view in self.cache.layer(0)
+        )

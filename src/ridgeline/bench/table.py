@@ -1,0 +1,85 @@
+"""The decode table in a terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ridgeline.bench.compare import size
+from ridgeline.bench.decode import MAX_DRIFT, Row
+
+MIN_WIDTH = 120
+
+
+def console() -> Console:
+    """A console that does not wrap tables where the output is no terminal."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=MIN_WIDTH)
+
+
+def decode_table(rows: Sequence[Row]) -> Table:
+    """One line a shape; the last columns are how many times longer each peer took."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for name in ("attention", "batch x\nlength"):
+        table.add_column(name, no_wrap=True)
+    if several := len({(r.shape.query_len, r.shape.dtype) for r in rows}) > 1:
+        table.add_column("L_q,\ndtype", no_wrap=True)
+    for name in ("bytes/\ntoken", "ms", "GB/s", "GFLOP\n/s", "% of\nroof", "no pre-\nfetch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    # "sdpa gqa bf16" and the like, those of one dtype together, "eager" last.
+    found = {name for row in rows for name in row.peers}
+    peers = sorted(found, key=lambda x: (x.split()[-1], "eager" in x, x))
+    for name in peers:
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    previous = None
+    for row in rows:
+        s = row.shape
+        if previous not in (None, (s.batch, s.length)):
+            table.add_section()
+        previous = s.batch, s.length
+        table.add_row(
+            s.label,
+            size(row),
+            *([f"{s.query_len}, {s.dtype}"] if several else []),
+            str(s.bytes_per_token),
+            f"{row.seconds * 1e3:.2f}",
+            f"{row.bandwidth / 1e9:.1f}",
+            f"{row.flop_rate / 1e9:.0f}",
+            f"{row.percent:.0f} {'mem ' if row.binding == 'memory' else 'gemm'}",
+            _times(row.prefetch_gain),
+            *(_times(row.speedup(name) if name in row.peers else None) for name in peers),
+        )
+    return table
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the table's numbers are measured against."""
+    lines = [f"Memory read by all threads {_span([r.roofs.memory for r in rows])} GB/s"]
+    for dtype in dict.fromkeys(r.shape.dtype for r in rows):
+        rates = [r.roofs.gemm for r in rows if r.shape.dtype == dtype]
+        lines.append(f"torch GEMM {dtype} {_span(rates, digits=0)} GFLOP/s")
+    head = "Roofs, measured between the calls: " + "; ".join(lines) + "."
+    what = "Medians; each call finds its cache cold. Columns with x: how many times longer it took"
+    found = [head, what + (" without prefetch, and in PyTorch." if _has_peers(rows) else ".")]
+    found += [
+        f"{row.shape.label} {size(row)}: the roofs drifted by {100 * row.drift:.0f}% in its run."
+        for row in rows
+        if row.drift > MAX_DRIFT
+    ]
+    return found
+
+
+def _has_peers(rows: Sequence[Row]) -> bool:
+    return any(row.peers for row in rows)
+
+
+def _times(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio:.1f}x" if ratio < 100 else f"{ratio:.0f}x"
+
+
+def _span(values: Sequence[float], digits: int = 1) -> str:
+    low, high = (f"{f(values) / 1e9:.{digits}f}" for f in (min, max))
+    return low if low == high else f"{low} to {high}"
