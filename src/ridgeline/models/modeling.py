@@ -1,12 +1,13 @@
 """The decoder as transformers' model classes: training, cached generation, saving and loading."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -17,6 +18,7 @@ from ridgeline.models import padding
 from ridgeline.models.cache import RidgelineCache
 from ridgeline.models.config import RidgelineConfig
 from ridgeline.models.decoder import DecoderLayer
+from ridgeline.models.llama import config_from_llama
 from ridgeline.models.manifest import verify_manifest
 from ridgeline.models.saving import staged
 from ridgeline.ops.common import check
@@ -185,6 +187,22 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
         self.model = RidgelineModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_llama(cls, model: LlamaForCausalLM) -> "RidgelineForCausalLM":
+        """The same model with Ridgeline's attention and cache; it shares the weights of ``model``.
+
+        Raises:
+            TypeError, ValueError: another class of model, or a Llama model with biases.
+        """
+        if not isinstance(model, LlamaForCausalLM):
+            raise TypeError(f"model: expected a LlamaForCausalLM, got {type(model).__name__}")
+        with torch.device("meta"):
+            ours = cls(config_from_llama(model.config))
+        ours.load_state_dict(model.state_dict(), assign=True)
+        ours.tie_weights()
+        ours.generation_config = copy.deepcopy(model.generation_config)
+        return ours.train(model.training)
 
     def _prepare_cache_for_generation(
         self,
