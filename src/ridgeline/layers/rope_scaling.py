@@ -27,7 +27,6 @@ _OPTIONAL = {
     "longrope": {"factor", "attention_factor"},
 }
 _EXTENDED = ("yarn", "longrope", "llama3")  # these know the length of the first training
-_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "rope_theta")
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,8 @@ def rope_frequencies(
     kind = fields.pop("rope_type", fields.pop("type", "default"))
     fields.pop("type", None)
     _check_fields(kind, fields, dim)
-    base = _positive("base", fields.pop("rope_theta", base))
+    base = _number("base", fields.pop("rope_theta", base), above=1.0)
     original = fields.pop("original_max_position_embeddings", max_position)
-    check.count("scaling['original_max_position_embeddings']", original, minimum=1)
 
     inv_freq = 1.0 / base ** _exponents(dim)
     factor = fields.get("factor", 1.0)
@@ -121,9 +119,9 @@ def _only(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
     return {name: fields[name] for name in names.split() if name in fields}
 
 
-def _positive(name: str, x: object) -> float:
-    if check.finite(name, x) <= 0:
-        raise ValueError(f"{name}: expected a positive number, got {x}")
+def _number(name: str, x: object, above: float = 0.0) -> float:
+    if check.finite(name, x) <= above:
+        raise ValueError(f"{name}: expected a number above {above:g}, got {x}")
     return float(x)
 
 
@@ -138,15 +136,25 @@ def _check_fields(kind: str, fields: Mapping[str, Any], dim: int) -> None:
     for name in sorted(_REQUIRED[kind] - fields.keys()):
         raise ValueError(f"scaling[{name!r}]: expected a value for rope_type {kind!r}, got none")
     for name, value in fields.items():
-        if name not in known:
-            raise ValueError(f"scaling: unknown field {name!r} for rope_type {kind!r}")
-        if name in _NUMBERS:
-            _positive(f"scaling[{name!r}]", value)
-        if name in ("short_factor", "long_factor"):
-            if not isinstance(value, Sequence) or len(value) != dim // 2:
-                raise ValueError(f"scaling[{name!r}]: expected {dim // 2} numbers, got {value!r}")
-            for i, x in enumerate(value):
-                _positive(f"scaling[{name!r}][{i}]", x)
+        label = f"scaling[{name!r}]"
+        match name:
+            case _ if name not in known:
+                raise ValueError(f"scaling: unknown field {name!r} for rope_type {kind!r}")
+            case "short_factor" | "long_factor":
+                if not isinstance(value, Sequence) or len(value) != dim // 2:
+                    raise ValueError(f"{label}: expected {dim // 2} numbers, got {value!r}")
+                for i, x in enumerate(value):
+                    _number(f"{label}[{i}]", x)
+            case "original_max_position_embeddings":
+                check.count(label, value, minimum=2)
+            case "truncate":
+                check.flag(label, value)
+            case "mscale" | "mscale_all_dim":
+                check.finite(label, value, minimum=0.0)
+            case "rope_theta":
+                _number(label, value, above=1.0)
+            case _:
+                _number(label, value)
 
 
 def _yarn(
