@@ -5,12 +5,14 @@ from torch import Tensor
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities and natural log-sum-exp over the last dim; a row that sees nothing: 0, -inf."""
+    """Probabilities and natural log-sum-exp over the last dim; a row that sees nothing: 0, -inf.
+
+    Normalised by their own sum: ``exp(scores - lse)`` would carry the rounding of a large lse.
+    """
+    if scores.shape[-1] == 0:
+        return scores, scores.new_full(scores.shape[:-1], -torch.inf)
     scores = scores.masked_fill(~mask, -torch.inf)
-    lse = (
-        torch.logsumexp(scores, dim=-1)
-        if scores.shape[-1]
-        else scores.new_full(scores.shape[:-1], -torch.inf)
-    )
-    safe = lse.masked_fill(lse == -torch.inf, 0.0)
-    return torch.exp(scores - safe[..., None]), lse
+    top = scores.amax(-1, keepdim=True)
+    e = torch.exp(scores - top.masked_fill(top == -torch.inf, 0.0))
+    total = e.sum(-1, keepdim=True)
+    return e / total.clamp(min=1.0), (top + total.log()).squeeze(-1)

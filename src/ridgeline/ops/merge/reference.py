@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ridgeline.ops.common.softmax import masked_softmax
+
 
 def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """``outs [S, ..., d]``, ``lses [S, ...]`` -> ``out [..., d]``, ``lse [...]``."""
@@ -26,8 +28,8 @@ def merge_backward(
 
 def _weights(lses: Tensor) -> tuple[Tensor, Tensor]:
     """``w [S, ..., 1]`` and ``lse [...]``."""
-    lse = torch.logsumexp(lses, dim=0)
-    return torch.exp(lses - lse.masked_fill(lse == -torch.inf, 0.0))[..., None], lse
+    w, lse = masked_softmax(lses.movedim(0, -1), ~_unseen(lses)[..., 0].movedim(0, -1))
+    return w.movedim(-1, 0)[..., None], lse
 
 
 def _unseen(lses: Tensor) -> Tensor:

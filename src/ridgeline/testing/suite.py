@@ -1,0 +1,127 @@
+"""A compact suite that tells a right implementation from a wrong one, given as a callable.
+
+``problem(run, op)`` hands every case of the suite to ``run(case) -> (out, lse)``, compares with the
+oracle and, for decode operations, repeats it with poison where nothing may be read. The cases are
+few and each has a purpose, so that a whole set of planted bugs is checked in seconds.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ridgeline.testing.cases import DecodeCase, MergeCase
+from ridgeline.testing.generate import FP8, merge_case, paged_case, tied_case
+from ridgeline.testing.poison import poisoned
+from ridgeline.testing.tolerance import violations
+
+Op = Literal["paged_decode", "tied_decode", "merge"]
+Run = Callable[[DecodeCase | MergeCase], tuple[Tensor, Tensor]]
+
+F32, F64 = torch.float32, torch.float64
+_PLAIN = {"magnitude": 1.0, "softcap": 0.0, "window": None, "causal": True, "strides": True}
+_SHAPE = {"lengths": [37, 9, 0, 16, 2], "page_size": 8, "query_len": 3, "kv_heads": 2, "group": 3}
+
+
+@cache
+def cases(op: Op, fp8: bool = False) -> tuple[DecodeCase | MergeCase, ...]:
+    """The suite of one operation; ``fp8`` adds caches in float8_e4m3fn."""
+    match op:
+        case "paged_decode":
+            return _paged(fp8)
+        case "tied_decode":
+            return _tied(fp8)
+        case "merge":
+            shape = {"rows": (2, 3), "dim": 17}
+            return (
+                *(merge_case(s, **shape, magnitude=1.0, dtype=F32) for s in range(6)),
+                *(merge_case(s, **shape, magnitude=1e3) for s in range(6)),
+                *(merge_case(s, parts=1, dtype=torch.bfloat16) for s in range(3)),
+            )
+
+
+def problem(run: Run, op: Op, *, fp8: bool = False) -> str | None:
+    """What is wrong with ``run`` as an implementation of ``op``, or ``None``.
+
+    An exception counts: every case is valid input.
+    """
+    for case in cases(op, fp8):
+        try:
+            out, lse = run(case)
+            wrong = violations(case, out, lse)
+            if wrong is None and not isinstance(case, MergeCase):
+                wrong = _reads_poison(run, case, out, lse)
+        except Exception as e:
+            wrong = f"raised {type(e).__name__}: {e}"
+        if wrong:
+            return f"{wrong}\n{case}"
+    return None
+
+
+def _reads_poison(run: Run, case: DecodeCase, out: Tensor, lse: Tensor) -> str | None:
+    for value, entry in ((torch.nan, 2147480000), (1e30, -7)):
+        again = run(poisoned(case, value, entry))
+        if not (torch.equal(again[0], out) and torch.equal(again[1], lse)):
+            return f"the result depends on memory that no query sees (set to {value})"
+    return None
+
+
+def _paged(fp8: bool) -> tuple[DecodeCase, ...]:
+    plain = _PLAIN | _SHAPE | {"dim": 40, "value_dim": 24, "softmax_scale": None}
+    made = [
+        paged_case(0, **plain | {"dtype": F32}),
+        paged_case(1, **plain | {"dtype": torch.bfloat16}),
+        paged_case(2, **plain | {"dtype": torch.float16, "value_dim": 64}),
+        paged_case(3, **plain | {"dtype": F32, "causal": False}),
+        paged_case(4, **plain | {"dtype": F32, "softmax_scale": 0.05}),
+        paged_case(5, **plain | {"dtype": F32, "softmax_scale": -0.2}),
+        paged_case(6, **plain | {"dtype": F32, "softcap": 0.5, "magnitude": 3.0}),
+        paged_case(7, **plain | {"dtype": F32, "magnitude": 1e4}),
+        paged_case(8, **plain | {"dtype": F32, "page_size": 1}),
+        paged_case(9, **plain | {"dtype": F32, "lengths": [130, 64, 1], "page_size": 64}),
+        paged_case(10, **plain | {"dtype": F32, "query_len": 1, "lengths": [300, 5]}),
+        paged_case(11, **plain | {"dtype": F32, "kv_heads": 1, "group": 8}),
+        paged_case(12, **plain | {"dtype": F32, "kv_heads": 4, "group": 1, "dim": 17}),
+    ]
+    windows = [(0, 0), (5, None), (5, 0), (None, 0), (None, 1), (8, 2), (1000, 1000)]
+    for seed, window in enumerate(windows):
+        made.append(paged_case(seed, **plain | {"dtype": F32, "causal": False, "window": window}))
+    made.append(paged_case(20, **plain | {"dtype": F32, "window": (7, 3)}))
+    for splits in (1, 2, 7, 64):
+        made.append(paged_case(splits, **plain | {"dtype": F32, "num_splits": splits}))
+    if fp8:
+        for seed, kind in enumerate(("number", "head", "block", "block")):
+            fp8_cache = {"dtype": F32, "cache_dtype": FP8, "scale_kind": kind}
+            made.append(paged_case(seed, **plain | fp8_cache))
+    return tuple(made)
+
+
+def _tied(fp8: bool) -> tuple[DecodeCase, ...]:
+    plain = {k: v for k, v in _PLAIN.items() if k not in ("softcap", "window")}
+    plain |= _SHAPE | {"dim": 40, "nope_dim": 40, "rope_dim": 16, "softmax_scale": 0.15}
+    gta = {"nope_dim": 20, "rope_dim": 20, "strides": "records"}
+    made = [
+        tied_case(0, **plain | {"dtype": F32}),
+        tied_case(1, **plain | gta | {"dtype": F32}),
+        tied_case(2, **plain | {"dtype": torch.bfloat16, "strides": "records"}),
+        tied_case(3, **plain | {"dtype": torch.float16}),
+        tied_case(4, **plain | {"dtype": F32, "rope_dim": 0}),
+        tied_case(5, **plain | {"dtype": F32, "kv_heads": 1, "group": 16, "nope_dim": 1}),
+        tied_case(6, **plain | {"dtype": F32, "causal": False}),
+        tied_case(7, **plain | {"dtype": F32, "softmax_scale": -0.1}),
+        tied_case(8, **plain | {"dtype": F32, "magnitude": 1e4}),
+        tied_case(9, **plain | {"dtype": F32, "page_size": 1, "query_len": 1}),
+        tied_case(10, **plain | {"dtype": F32, "lengths": [130, 64, 1], "page_size": 64}),
+        tied_case(
+            11, **plain | gta | {"dtype": F32, "kv_heads": 4, "group": 2, "dim": 17, "nope_dim": 9}
+        ),
+    ]
+    for splits in (1, 2, 7, 64):
+        made.append(tied_case(splits, **plain | {"dtype": F32, "num_splits": splits}))
+    if fp8:
+        for seed, kind in enumerate(("number", "head", "block", "block")):
+            fp8_cache = {"dtype": F32, "cache_dtype": FP8, "scale_kind": kind}
+            made.append(tied_case(seed, **plain | fp8_cache))
+    return tuple(made)
