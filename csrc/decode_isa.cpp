@@ -122,6 +122,7 @@ class Decode {
         engine_.values(score, tile, size, h * a_.value.head_stride, grew, corr, out_of(state, h),
                        prefetch);
       }
+      prefetch.finish();
     }
     if (p.partial < 0)
       for (int r = 0; r < heads * a_.rows(); r++) emit(p, r, &state, 1, scratch_row(mine));

@@ -21,11 +21,13 @@ class EngineBf16 {
   int64_t score_bytes(int tile) const { return int64_t(groups_) * tile * 4 * (4 + 2); }
   int64_t out_width() const { return (value_ + 31) / 32 * 32; }
   int64_t out_rows() const { return groups_ * 4; }
+  // How often scores() and values() call Prefetch::step() on a tile of `heads` heads.
   int prefetch_steps(int tile, int heads) const {
-    const int tokens = groups_ >= 4 ? 4 : 8, together = std::min(groups_, 4);
-    const int score_steps = (groups_ + together - 1) / together * (tile / tokens) * chunks();
-    const int value_steps = ((rows_ + 7) / 8) * (int(out_width()) / 32) * (tile / 16);
-    return heads * (score_steps + value_steps);
+    const int rest = groups_ % 4, narrow = rest ? tile / (rest == 3 ? 4 : kNarrow) : 0;
+    const int scores = (groups_ / 4 * (tile / 4) + narrow) * chunks();
+    const int wide = eight_rows() ? 0 : value_ / 64, thin = (value_ - wide * 64 + 31) / 32;
+    const int eights = (rows_ + 3) / 8, thin_blocks = eights + (rows_ > 8 * eights);
+    return heads * (scores + (wide * groups_ + thin * thin_blocks) * (tile / 16));
   }
 
   // [group][dims / 8][4 rows][8], each of the two parts padded to 8 dims.
@@ -39,19 +41,23 @@ class EngineBf16 {
   void scores(const char* query, const Tile& tile, int size, int64_t key_offset, char* buffer,
               Prefetch& prefetch) const {
     float* s = reinterpret_cast<float*>(buffer);
-    int g = 0;
-    for (; g + 4 <= groups_; g += 4)
-      score_groups<4, 4, 1>(query, tile, size, key_offset, s, g, prefetch);
-    switch (groups_ - g) {
-      case 3:
-        score_groups<3, 4, 1>(query, tile, size, key_offset, s, g, prefetch);
-        break;
-      case 2:
-        score_groups<2, 8, 1>(query, tile, size, key_offset, s, g, prefetch);
-        break;
-      case 1:
-        score_groups<1, 8, 2>(query, tile, size, key_offset, s, g, prefetch);
-        break;
+    // Whichever of queries and keys is read again for each block of the other should lie in L1.
+    const int span = query_bytes() <= kQueryBytesInL1 ? kNarrow : size;
+    for (int t = 0; t < size; t += span) {
+      int g = 0;
+      for (; g + 4 <= groups_; g += 4)
+        score_groups<4, 4, 1>(query, tile, size, t, span, key_offset, s, g, prefetch);
+      switch (groups_ - g) {
+        case 3:
+          score_groups<3, 4, 1>(query, tile, size, t, span, key_offset, s, g, prefetch);
+          break;
+        case 2:
+          score_groups<2, kNarrow, 1>(query, tile, size, t, span, key_offset, s, g, prefetch);
+          break;
+        case 1:
+          score_groups<1, kNarrow, 2>(query, tile, size, t, span, key_offset, s, g, prefetch);
+          break;
+      }
     }
   }
 
@@ -69,20 +75,20 @@ class EngineBf16 {
   void values(const char* buffer, const Tile& tile, int size, int64_t value_offset, bool rescale,
               const float* corr, float* out, Prefetch& prefetch) const {
     const Values x{buffer, tile, size, value_offset, rescale, corr, out};
-    int r = 0;
-    // Eight rows by two vectors where rows are few, four by four where many share a value.
-    if (rows_ < 32)
-      for (; r + 4 < rows_; r += 8) value_rows<8, 2>(x, r, prefetch);
-    for (; r < rows_; r += 4) {
-      switch (rows_ - r) {
-        case 1:
-          value_rows<1, 4>(x, r, prefetch);
-          break;
-        case 2:
-          value_rows<2, 4>(x, r, prefetch);
-          break;
-        default:
-          value_rows<4, 4>(x, r, prefetch);
+    int d = 0;
+    if (!eight_rows())
+      for (; d + 64 <= value_; d += 64)
+        for (int r = 0; r < rows_; r += 4) four_rows<4, false>(x, r, d, 0, prefetch);
+    for (; d < value_; d += 32) {
+      const int dims = std::min(32, value_ - d);
+      const __mmask32 lanes = __mmask32((uint64_t(1) << dims) - 1);
+      for (int r = 0; r < rows_; r += rows_ - r > 4 ? 8 : 4) {
+        if (rows_ - r > 4)
+          dims == 32 ? accumulate<8, 2, false>(x, r, d, lanes, prefetch)
+                     : accumulate<8, 2, true>(x, r, d, lanes, prefetch);
+        else
+          dims == 32 ? four_rows<2, false>(x, r, d, lanes, prefetch)
+                     : four_rows<2, true>(x, r, d, lanes, prefetch);
       }
     }
   }
@@ -108,6 +114,11 @@ class EngineBf16 {
     float* out;
   };
 
+  static constexpr int kNarrow = 8;  // tokens in registers for one or two groups of rows
+  static constexpr int64_t kQueryBytesInL1 = 20 << 10;
+
+  // Blocks of 8 rows x 32 dims instead of 4 x 64: less to interleave while rows are few.
+  bool eight_rows() const { return rows_ > 4 && rows_ < 32; }
   static int pad8(int n) { return (n + 7) / 8 * 8; }
   int chunks() const { return (nope_ + 63) / 64 + (rope_ + 63) / 64; }
   int64_t group_bytes() const { return int64_t(pad8(nope_) + pad8(rope_)) * 4 * 2; }
@@ -122,10 +133,10 @@ class EngineBf16 {
 
   // NG groups of 4 rows by T tokens; CHAINS accumulators each, to hide the latency of few groups.
   template <int NG, int T, int CHAINS>
-  void score_groups(const char* query, const Tile& tile, int size, int64_t key_offset, float* s,
-                    int g, Prefetch& prefetch) const {
+  void score_groups(const char* query, const Tile& tile, int size, int begin, int span,
+                    int64_t key_offset, float* s, int g, Prefetch& prefetch) const {
     const char* q = query + g * group_bytes();
-    for (int t = 0; t < size; t += T) {
+    for (int t = begin; t < begin + span; t += T) {
       __m512 acc[CHAINS][NG][T];
       RIDGELINE_UNROLL for (int c = 0; c < CHAINS; c++)
           RIDGELINE_UNROLL for (int i = 0; i < NG; i++) RIDGELINE_UNROLL for (int j = 0; j < T; j++)
@@ -240,13 +251,17 @@ class EngineBf16 {
     return grew;
   }
 
-  template <int NR, int NV>
-  void value_rows(const Values& x, int r, Prefetch& prefetch) const {
-    int d = 0;
-    for (; d + 16 * NV <= value_; d += 16 * NV) accumulate<NR, NV, false>(x, r, d, 0, prefetch);
-    for (; d + 32 <= value_; d += 32) accumulate<NR, 2, false>(x, r, d, 0, prefetch);
-    if (d < value_)
-      accumulate<NR, 2, true>(x, r, d, __mmask32((uint64_t(1) << (value_ - d)) - 1), prefetch);
+  // Rows r .. r + 3, or as many of them as there are.
+  template <int NV, bool PARTIAL>
+  void four_rows(const Values& x, int r, int d, __mmask32 lanes, Prefetch& prefetch) const {
+    switch (rows_ - r) {
+      case 1:
+        return accumulate<1, NV, PARTIAL>(x, r, d, lanes, prefetch);
+      case 2:
+        return accumulate<2, NV, PARTIAL>(x, r, d, lanes, prefetch);
+      default:
+        return accumulate<4, NV, PARTIAL>(x, r, d, lanes, prefetch);
+    }
   }
 
   template <int NR, int NV, bool PARTIAL>

@@ -20,8 +20,10 @@ class EngineFp32 {
   int64_t score_bytes(int tile) const { return int64_t(rows_) * tile * 4; }
   int64_t out_width() const { return pad(value_); }
   int64_t out_rows() const { return rows_; }
+  // How often scores() and values() call Prefetch::step() on a tile of `heads` heads.
   int prefetch_steps(int tile, int heads) const {
-    return 2 * heads * ((rows_ + R - 1) / R) * (tile / 4);
+    const int value_calls = value_ / (4 * W) + (value_ % (4 * W) + W - 1) / W;
+    return heads * (rows_ / R + rows_ % R) * (tile / 4 + value_calls);
   }
 
   // Row r of the head: two strided runs of elements.
@@ -145,15 +147,16 @@ class EngineFp32 {
   template <int NR>
   void value_rows(const float* p, const Tile& tile, int size, int64_t value_offset, bool rescale,
                   const float* corr, float* out, int r, Prefetch& prefetch) const {
-    const int steps = std::max(1, int(out_width() / (4 * W)));
     int d = 0;
     for (; d + 4 * W <= value_; d += 4 * W) {
-      for (int i = 0; i < (size / 4 + steps - 1) / steps; i++) prefetch.step();
+      prefetch.step();
       accumulate<NR, 4>(p, tile, size, value_offset, rescale, corr, out, r, d, W);
     }
-    for (; d < value_; d += W)
-      accumulate<NR, 1>(p, tile, size, value_offset, rescale, corr, out, r, d,
-                        std::min(W, value_ - d));
+    for (; d < value_; d += W) {
+      prefetch.step();
+      const int lanes = std::min(W, value_ - d);
+      accumulate<NR, 1>(p, tile, size, value_offset, rescale, corr, out, r, d, lanes);
+    }
   }
 
   template <int NR, int NV>

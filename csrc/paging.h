@@ -57,6 +57,10 @@ class Prefetch {
     per_step_ = int((left_ + steps - 1) / std::max(steps, 1));
   }
   void stop() { segments_ = next_ = 0, per_step_ = 0, at_ = end_ = nullptr; }
+  // What the steps left over: the last tile of a piece takes fewer.
+  void finish() {
+    while (per_step_ && (at_ < end_ || next_ < segments_)) step();
+  }
 
   void __attribute__((always_inline)) step() {
     for (int i = 0; i < per_step_; i++, at_ += 64) {
