@@ -1,6 +1,7 @@
 """The paged cache behind transformers' cache interface: what ``past_key_values`` is here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 
 import torch
@@ -42,64 +43,79 @@ class RidgelineCache(Cache):
     ) -> None:
         super().__init__(layers=[])
         self._copies = check.count("copies", copies, minimum=1)
+        check.count("page_size", page_size, minimum=1)
         self._make = lambda pages: PagedCache(
             spec, num_layers, pages, page_size, dtype=dtype, device=device
         )
         self._page_bytes = num_layers * page_size * spec.bytes_per_token(dtype)
         self._page_size, self._num_layers = page_size, num_layers
-        self._rows: list[int] = []
+        self.rows: list[int] = []
         self._ids = count()
         self._columns = 0
-        check.count("rows", rows, minimum=1)
-        self._new_pool(rows * max(1, -(-check.count("max_length", max_length) // page_size)))
+        pages = max(1, -(-check.count("max_length", max_length) // page_size))
+        self._new_pool(check.count("rows", rows, minimum=1) * pages)
 
     def __len__(self) -> int:
         return self._num_layers
 
     def __repr__(self) -> str:
-        return f"RidgelineCache({len(self._rows)} rows, {self.nbytes} bytes)"
+        return f"RidgelineCache({len(self.rows)} rows, {self.nbytes} bytes)"
 
     @property
     def batch_size(self) -> int:
-        return len(self._rows) or -1
+        return len(self.rows) or -1
 
     @property
     def is_initialized(self) -> bool:
-        return bool(self._rows)
+        return bool(self.rows)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the pages in use; a page that rows share counts once."""
-        return (self._manager.num_blocks - self._manager.num_free) * self._page_bytes
+        return (self.manager.num_blocks - self.manager.num_free) * self._page_bytes
 
     def lengths(self, batch: int) -> list[int]:
         """Cached tokens of each row, padding left out; zeros before the first forward."""
-        if not self._rows:
+        if not self.rows:
             return [0] * batch
-        if batch != len(self._rows):
+        if batch != len(self.rows):
             raise ValueError(
                 f"past_key_values: expected a cache of the {batch} rows of the input, "
-                f"got one of {len(self._rows)}"
+                f"got one of {len(self.rows)}"
             )
-        return [self._manager.length(row) for row in self._rows]
+        return [self.manager.length(row) for row in self.rows]
 
     def take_copies(self, batch: int) -> int:
         """How many equal rows in a row the next forward's ``batch`` rows come in."""
-        if self._rows:
+        if self.rows:
             return 1
         check.divides("copies", self._copies, "rows of the input", batch)
         return self._copies
 
-    def step(self, batch: int, columns: int, lengths: Sequence[int] | None) -> CacheStep:
-        """Room for ``columns`` new tokens a row, of which the last ``lengths[b]`` are real."""
-        self.lengths(batch)
+    @contextmanager
+    def step(self, batch: int, columns: int, lengths: Sequence[int] | None) -> Iterator[CacheStep]:
+        """Room for ``columns`` new tokens a row, of which the last ``lengths[b]`` are real.
+
+        An exception inside, or for want of memory, leaves the rows as they were.
+        """
+        before = dict(zip(self.rows, self.lengths(batch), strict=False))
+        columns_before = self._columns
         lengths = [columns] * batch if lengths is None else lengths
-        if not self._rows:
-            self._rows = [self._allocate() for _ in range(batch)]
-        for row, n in zip(self._rows, lengths, strict=True):
-            self._append(row, n)
-        self._columns += columns
-        return CacheStep.build(self._pages, self._manager, self._rows, lengths, columns)
+        try:
+            if not before:
+                self.rows = [self._allocate() for _ in range(batch)]
+            for row, n in zip(self.rows, lengths, strict=True):
+                self._append(row, n)
+            self._columns += columns
+            yield CacheStep.build(self.pages, self.manager, self.rows, lengths, columns)
+        except BaseException:
+            if before:
+                for row, length in before.items():
+                    self.manager.truncate(row, length)
+                self._columns = columns_before
+            else:
+                self.reset()
+            raise
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns so far, padding included: what transformers slices its inputs by."""
@@ -112,29 +128,29 @@ class RidgelineCache(Cache):
         return self._columns + query_length, 0
 
     def reset(self) -> None:
-        for row in self._rows:
-            self._manager.free(row)
-        self._rows, self._columns = [], 0
+        for row in self.rows:
+            self.manager.free(row)
+        self.rows, self._columns = [], 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens of each row."""
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove: expected at most 0, got {tokens_to_remove}")
-        lengths = [n + tokens_to_remove for n in self.lengths(len(self._rows))]
+        lengths = [n + tokens_to_remove for n in self.lengths(len(self.rows))]
         if min(lengths, default=0) < 0:
             raise ValueError(
                 f"tokens_to_remove: expected at least {tokens_to_remove - min(lengths)} "
                 f"(the shortest row), got {tokens_to_remove}"
             )
-        for row, length in zip(self._rows, lengths, strict=True):
-            self._manager.truncate(row, length)
-        self._columns += tokens_to_remove if self._rows else 0
+        for row, length in zip(self.rows, lengths, strict=True):
+            self.manager.truncate(row, length)
+        self._columns += tokens_to_remove if self.rows else 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = torch.arange(len(self._rows))
+        rows = torch.arange(len(self.rows))
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -142,50 +158,52 @@ class RidgelineCache(Cache):
         taken: set[int] = set()
         rows = []
         for i in indices.tolist():
-            row = self._rows[i]
+            row = self.rows[i]
             if row in taken:
                 row = next(self._ids)
-                self._manager.fork(self._rows[i], row)
+                self.manager.fork(self.rows[i], row)
             taken.add(row)
             rows.append(row)
-        for row in set(self._rows) - taken:
-            self._manager.free(row)
-        self._rows = rows
+        for row in set(self.rows) - taken:
+            self.manager.free(row)
+        self.rows = rows
 
     def _new_pool(self, pages: int) -> None:
-        self._pages = self._make(pages)
+        self.pages = self._make(pages)
         # Rows share pages by forks alone: what a page holds also depends on masks and positions.
-        self._manager = BlockManager(pages, self._page_size, prefix_reuse=False)
+        self.manager = BlockManager(pages, self._page_size, prefix_reuse=False)
 
     def _allocate(self) -> int:
         row = next(self._ids)
-        self._manager.allocate(row, [])
+        self.manager.allocate(row, [])
         return row
 
     def _append(self, row: int, tokens: int) -> None:
         # The manager counts tokens; without prefix reuse their ids mean nothing to it.
         new = [0] * tokens
         try:
-            copies = self._manager.append(row, new)
+            copies = self.manager.append(row, new)
         except OutOfBlocks:
             self._grow(tokens)
-            copies = self._manager.append(row, new)
-        self._pages.copy_pages(copies)
+            copies = self.manager.append(row, new)
+        self.pages.copy_pages(copies)
 
     def _grow(self, tokens: int) -> None:
         """Move to a pool of twice the pages that the rows fill, and room for ``tokens`` more.
 
         Rows no longer share pages there.
         """
-        tables = {row: self._manager.block_table(row) for row in self._rows}
-        lengths = {row: self._manager.length(row) for row in self._rows}
-        old = self._pages
+        old = self.pages
+        tables = {row: self.manager.block_table(row) for row in self.rows}
+        lengths = [self.manager.length(row) for row in self.rows]
         used = sum(map(len, tables.values()))
         self._new_pool(2 * used + len(tables) * (1 + -(-tokens // self._page_size)))
-        for row, table in tables.items():
-            self._manager.allocate(row, [0] * lengths[row])
-            src = torch.tensor(table, dtype=torch.int64, device=old.device)
-            dst = torch.tensor(self._manager.block_table(row), dtype=torch.int64, device=old.device)
+        for (row, table), length in zip(tables.items(), lengths, strict=True):
+            self.manager.allocate(row, [0] * length)
+            src, dst = (
+                torch.tensor(pages, dtype=torch.int64, device=old.device)
+                for pages in (table, self.manager.block_table(row))
+            )
             for layer in range(self._num_layers):
-                for new, x in zip(self._pages.layer(layer), old.layer(layer), strict=True):
+                for new, x in zip(self.pages.layer(layer), old.layer(layer), strict=True):
                     new[dst] = x[src]

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,12 @@ class RidgelineModel(RidgelinePreTrainedModel):
             x, position_ids = (padding.to_left(t, lengths) for t in (x, position_ids))
 
         rotary = self.rotary(position_ids)
-        step = None if cache is None else cache.step(batch, length, lengths)
         impl = self.decode_impl if impl is None else check.name_of_impl(impl)
         states = []
-        for layer in self.layers:
-            states.append(x)
-            x = layer(x, rotary, step, impl)
+        with nullcontext() if cache is None else cache.step(batch, length, lengths) as step:
+            for layer in self.layers:
+                states.append(x)
+                x = layer(x, rotary, step, impl)
         states.append(self.norm(x))
 
         if output_hidden_states is None:
