@@ -40,6 +40,19 @@ def _root(
 
 
 @app.command()
+def demo(
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("ridgeline-demo.png"),
+    tokens: Annotated[int, typer.Option(help="Tokens to decode.", min=1)] = 150,
+    threads: Threads = 0,
+) -> None:
+    """Decode text with the GLA model that Ridgeline ships, then show why it is fast."""
+    from ridgeline.bench import arguments, demo, table
+
+    arguments.set_threads(threads)
+    demo.demo(table.console(), plot, tokens=tokens)
+
+
+@app.command()
 def info() -> None:
     """List every implementation, why one is not usable here, and what this machine has."""
     from ridgeline.bench.info import lines
@@ -137,6 +150,115 @@ def generate(
         sys.stdout.flush()
     typer.echo()
     typer.echo(text.stats.summary(), err=True)
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    out_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="UTF-8 text files. [default: Python's standard library]"),
+    ] = None,
+    attention: Annotated[str, typer.Option(help="mha, mqa, gqa, gta, mla or gla.")] = "gla",
+    hidden_size: Annotated[int, typer.Option(help="Width of the model.")] = 256,
+    intermediate_size: Annotated[int, typer.Option(help="Width of the MLP.")] = 704,
+    num_hidden_layers: Annotated[int, typer.Option("--layers", help="Decoder layers.")] = 4,
+    num_attention_heads: Annotated[int, typer.Option("--heads", help="Query heads.")] = 4,
+    head_dim: Annotated[int | None, typer.Option(help="[default: width / heads]")] = None,
+    num_key_value_heads: Annotated[
+        int | None, typer.Option("--kv-heads", help="Cached heads of gqa and gta.")
+    ] = None,
+    num_latent_heads: Annotated[
+        int | None, typer.Option("--latent-heads", help="Latent heads of gla. [default: 2]")
+    ] = None,
+    latent_dim: Annotated[
+        int | None, typer.Option(help="Width of a latent. [default: gla 2, mla 4 heads' width]")
+    ] = None,
+    rope_dim: Annotated[
+        int | None, typer.Option(help="Width of the RoPE key. [default: half a head]")
+    ] = None,
+    q_rank: Annotated[int | None, typer.Option(help="Rank of the query of mla and gla.")] = None,
+    tie_word_embeddings: Annotated[
+        bool, typer.Option("--tie/--no-tie", help="One matrix for embeddings and logits.")
+    ] = True,
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 4096,
+    context: Annotated[int, typer.Option(help="Tokens of a training window.")] = 512,
+    batch: Annotated[int, typer.Option(help="Windows of a forward pass.")] = 8,
+    grad_accum: Annotated[int, typer.Option(help="Forward passes of a step.")] = 1,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
+    tokens: Annotated[
+        int | None, typer.Option(help="Training tokens, in place of --steps.", min=1)
+    ] = None,
+    lr: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-3,
+    warmup: Annotated[int, typer.Option(help="Steps until the peak.")] = 100,
+    lr_floor: Annotated[float, typer.Option(help="Last rate, as a part of the peak.")] = 0.01,
+    weight_decay: Annotated[float, typer.Option(help="Of the matrices.")] = 0.1,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    dtype: Annotated[str, typer.Option(help="bf16 (float32 master weights) or fp32.")] = "bf16",
+    eval_fraction: Annotated[float, typer.Option(help="Part of the text held out.")] = 0.05,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 100,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the first weights and of the data's order.")] = 0,
+    threads: Threads = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the latest checkpoint of OUT_DIR.")
+    ] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Go on from this checkpoint, such as step-00000100.")
+    ] = None,
+) -> None:
+    """Pretrain any variant on text files; a killed run goes on with --resume, bit for bit."""
+    import torch
+
+    from ridgeline.training import cli
+
+    settings = {name: value for name, value in locals().items() if name in ctx.params}
+    given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+    settings["texts"] = tuple(str(path.absolute()) for path in texts or ())
+    settings["threads"] = threads or torch.get_num_threads()
+    for name in ("out_dir", "tokens", "resume", "checkpoint"):
+        del settings[name]
+    cli.run(out_dir, settings, given, tokens=tokens, resume=resume, checkpoint=checkpoint)
+
+
+@bench_app.command("e2e")
+def bench_e2e(
+    variants: Annotated[
+        str, typer.Option(help="Run beside GQA, which transformers runs too.")
+    ] = "gta,mla,gla",
+    layers: Annotated[int, typer.Option(min=1)] = 8,
+    hidden: Annotated[int, typer.Option(min=1)] = 2048,
+    intermediate: Annotated[int, typer.Option(min=1)] = 8192,
+    heads: Annotated[int, typer.Option(min=1)] = 32,
+    kv_heads: Annotated[int, typer.Option(min=1)] = 8,
+    head_dim: Annotated[int, typer.Option(min=1)] = 64,
+    vocab: Annotated[int, typer.Option(min=2)] = 32000,
+    length: Annotated[int, typer.Option(help="Cached tokens.")] = 16384,
+    reps: Annotated[int, typer.Option(help="Steps of each model.", min=1)] = 7,
+    threads: Threads = 0,
+    csv: Csv = None,
+    json: Json = None,
+) -> None:
+    """Time whole decode steps of a model, beside transformers with the same weights."""
+    from ridgeline.bench import arguments, table
+    from ridgeline.bench.decoders import ModelShape
+    from ridgeline.bench.end_to_end import bench_end_to_end
+
+    arguments.set_threads(threads)
+    shape = ModelShape(
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=vocab,
+        length=length,
+        reps=reps,
+        variants=arguments.names(variants),
+    )
+    bench_end_to_end(shape, table.console(), csv=csv, json=json)
 
 
 def main() -> None:
