@@ -222,7 +222,7 @@ def test_random_histories():
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=200,
+            max_examples=100,
             stateful_step_count=40,
             derandomize=True,
             deadline=None,
