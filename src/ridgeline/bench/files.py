@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ridgeline.bench import machine
 from ridgeline.bench.decode import Row
 
 Record = dict[str, str | int | float]
@@ -44,6 +45,18 @@ def record(row: Row) -> Record:
         columns[f"{column}_ms"] = _ms(seconds)
         columns[f"{column}_ratio"] = round(row.speedup(name), 2)
     return columns
+
+
+def write_records(
+    records: Sequence[Record], csv_file: Path | None, json_file: Path | None
+) -> dict[str, str]:
+    """Write the files that were asked for; returns their provenance."""
+    head = machine.provenance()
+    if csv_file is not None:
+        write_csv(csv_file, records, head)
+    if json_file is not None:
+        write_json(json_file, records, head)
+    return head
 
 
 def write_csv(path: Path, records: Sequence[Record], head: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ridgeline.bench import compare, decode, files, machine, plot, table
+from ridgeline.bench import compare, decode, files, plot, table
 
 
 def bench_decode(
@@ -34,10 +34,6 @@ def bench_decode(
 def write(
     rows: Sequence[decode.Row], csv: Path | None, json: Path | None, plot_file: Path | None
 ) -> None:
-    records, head = [files.record(row) for row in rows], machine.provenance()
-    if csv is not None:
-        files.write_csv(csv, records, head)
-    if json is not None:
-        files.write_json(json, records, head)
+    head = files.write_records([files.record(row) for row in rows], csv, json)
     if plot_file is not None:
         plot.decode_plot(plot_file, rows, head["machine"])

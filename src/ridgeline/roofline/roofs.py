@@ -47,7 +47,8 @@ def read(x: Tensor) -> None:
         flat[: flat.numel() // 8 * 8].view(torch.int64).sum()
 
 
-def gemm(dtype: torch.dtype, size: int = GEMM_SIZE) -> tuple[Callable[[], Tensor], int]:
+def gemm(dtype: torch.dtype, size: int | None = None) -> tuple[Callable[[], Tensor], int]:
     """A square ``torch.matmul`` to time for the compute roof, and its FLOPs."""
+    size = GEMM_SIZE if size is None else size
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     return lambda: a @ b, 2 * size**3
