@@ -1,6 +1,7 @@
 """Argument checks: each names the argument, what was expected and what came."""
 
 import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -20,9 +21,9 @@ def tensor(name: str, x: object) -> Tensor:
 
 def shape(name: str, x: Tensor, expected: Sequence[int | str]) -> None:
     """Strings in ``expected`` name free dimensions, integers must match."""
-    ok = x.dim() == len(expected) and all(
-        isinstance(want, str) or have == want for have, want in zip(x.shape, expected, strict=True)
-    )
+    ok = x.dim() == len(expected)
+    for have, want in zip(x.shape, expected, strict=False):
+        ok = ok and (isinstance(want, str) or have == want)
     if not ok:
         want = ", ".join(str(n) for n in expected)
         raise ValueError(f"{name}: expected shape [{want}], got {list(x.shape)}")
@@ -53,7 +54,7 @@ def contiguous_last_dim(name: str, x: Tensor) -> None:
 def finite(name: str, x: float, *, minimum: float = -math.inf) -> float:
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"{name}: expected a float, got {type(x).__name__}")
-    if not math.isfinite(x) or x < minimum:
+    if not max(minimum, -sys.float_info.max) <= x <= sys.float_info.max:  # also of a SymFloat
         bound = "" if minimum == -math.inf else f" >= {minimum:g}"
         raise ValueError(f"{name}: expected a finite number{bound}, got {x}")
     return float(x)
