@@ -10,7 +10,7 @@ def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """``outs [S, ..., d]``, ``lses [S, ...]`` -> ``out [..., d]``, ``lse [...]``."""
     w, lse = _weights(lses)
     parts = outs.to(lses.dtype).masked_fill(_unseen(lses), 0.0)
-    return (w * parts).sum(0).to(outs.dtype), lse
+    return (w * parts).sum(0).to(outs.dtype).contiguous(), lse.contiguous()
 
 
 def merge_backward(
@@ -23,7 +23,7 @@ def merge_backward(
     grad_out = grad_out.to(lses.dtype)
     grad_outs = w * grad_out
     grad_lses = w[..., 0] * (((parts - out) * grad_out).sum(-1) + grad_lse)
-    return grad_outs.to(outs.dtype), grad_lses
+    return grad_outs.to(outs.dtype).contiguous(), grad_lses.contiguous()
 
 
 def _weights(lses: Tensor) -> tuple[Tensor, Tensor]:
