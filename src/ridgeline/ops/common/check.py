@@ -66,11 +66,11 @@ def flag(name: str, x: object) -> bool:
     return x
 
 
-def count(name: str, x: object, *, minimum: int = 0) -> int:
+def count(name: str, x: object, *, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
     if isinstance(x, bool) or not isinstance(x, int):
         raise TypeError(f"{name}: expected an int, got {type(x).__name__}")
-    if x < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}, got {x}")
+    if not minimum <= x <= maximum:
+        raise ValueError(f"{name}: expected {minimum} to {maximum}, got {x}")
     return x
 
 
@@ -114,6 +114,7 @@ def scale(name: str, x: Tensor | float | None, cache_name: str, cache: Tensor) -
     if not isinstance(x, Tensor):
         return torch.tensor(finite(name, x), dtype=torch.float32, device=cache.device)
     dtype(name, x, (torch.float32,))
+    same_device(**{cache_name: cache, name: x})
     num_pages, page_size, heads, dim = cache.shape
     if x.dim() == 4:
         shape(name, x, (num_pages, page_size, heads, "n"))

@@ -24,8 +24,8 @@ def check_cache(name: str, cache: Tensor, q: Tensor) -> None:
     check.shape(name, cache, ("num_pages", "page_size", "heads", "d"))
     check.dtype(name, cache, (q.dtype, check.FP8))
     check.contiguous_last_dim(name, cache)
-    if cache.shape[1] == 0:
-        raise ValueError(f"{name}: expected page_size >= 1, got 0")
+    if cache.shape[1] == 0 or cache.shape[3] == 0:
+        raise ValueError(f"{name}: expected page_size >= 1 and d >= 1, got {list(cache.shape)}")
 
 
 def check_values(
@@ -71,7 +71,13 @@ def gather(cache: Tensor, pages: Tensor, start: int, stop: int) -> Tensor:
 
 
 def dequantize(
-    cache: Tensor, scale: Tensor | None, pages: Tensor, start: int, stop: int, dtype: torch.dtype
+    cache: Tensor,
+    scale: Tensor | None,
+    scale_name: str,
+    pages: Tensor,
+    start: int,
+    stop: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """``gather`` of a cache ``[..., heads, d]`` in ``dtype``, its FP8 scales applied."""
     x = gather(cache, pages, start, stop).to(dtype)
@@ -81,5 +87,7 @@ def dequantize(
         return x * scale.to(dtype).reshape(-1, 1)
     s = gather(scale, pages, start, stop).to(dtype)
     if not s.isfinite().all():
-        raise ValueError("scale: expected finite scales for every token in use, got NaN or inf")
+        raise ValueError(
+            f"{scale_name}: expected finite scales for every token in use, got NaN or inf"
+        )
     return x * s.repeat_interleave(x.shape[-1] // s.shape[-1], dim=-1)

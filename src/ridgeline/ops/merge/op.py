@@ -16,7 +16,7 @@ torch.library.impl("ridgeline::merge_backward", ("cpu", "cuda"), reference.merge
 
 
 def check_shapes(outs: Tensor, lses: Tensor) -> None:
-    if outs.dim() < 1 or outs.shape[0] == 0:
+    if outs.dim() < 2 or outs.shape[0] == 0:
         raise ValueError(f"outs: expected [S, ..., d] with S >= 1, got {list(outs.shape)}")
     check.shape("lses", lses, tuple(outs.shape[:-1]))
     check.dtype("outs", outs, check.FLOATS)

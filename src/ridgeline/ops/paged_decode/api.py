@@ -40,15 +40,17 @@ def paged_decode(
         v_cache: ``[num_pages, page_size, h_kv, d_v]``, dtype of ``k_cache``.
         block_table: ``[B, max_pages]`` int32, the page ids of each sequence in order. Entries
             beyond a sequence's last page, or wholly behind its window, are never read.
-        cache_seqlens: ``[B]`` int32, cached tokens including the new ones. A sequence of length 0
-            gives 0 and an lse of -inf, and so does a query whose position is negative.
+        cache_seqlens: ``[B]`` int32, cached tokens including the new ones. A query that sees
+            no token gives 0 and an lse of -inf: those of a sequence of length 0, and causal ones
+            that stand before the start of a sequence shorter than ``L_q``.
         softmax_scale: factor of the scores, default ``d ** -0.5``.
         causal: a query sees no token after its own position.
         window: ``(left, right)`` tokens seen before and after the query's position, inclusive;
             ``None`` for unbounded.
         softcap: if positive, scores become ``softcap * tanh(score / softcap)``.
-        k_scale, v_scale: what to multiply an FP8 cache by: a number, float32 ``[h_kv]``, or
-            float32 ``[num_pages, page_size, h_kv, n]`` for n blocks of the head dim.
+        k_scale, v_scale: what to multiply an FP8 cache by: a number (rounded to float32),
+            float32 ``[h_kv]``, or float32 ``[num_pages, page_size, h_kv, n]`` for n blocks of the
+            head dim.
         num_splits: 0 lets the scheduler balance the work over the whole batch. A positive number
             cuts each sequence by its own length alone: results are bitwise batch invariant.
         return_lse: also return the natural log-sum-exp of the scores.

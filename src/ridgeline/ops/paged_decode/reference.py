@@ -34,8 +34,9 @@ def paged_decode(
     dtype = lse.dtype
     for b in range(batch):
         start, stop = first[b], lengths[b]
-        k = paging.dequantize(k_cache, k_scale, block_table[b], start, stop, dtype)
-        v = paging.dequantize(v_cache, v_scale, block_table[b], start, stop, dtype)
+        pages = block_table[b]
+        k = paging.dequantize(k_cache, k_scale, "k_scale", pages, start, stop, dtype)
+        v = paging.dequantize(v_cache, v_scale, "v_scale", pages, start, stop, dtype)
         rows = q[b].to(dtype).unflatten(1, (kv_heads, heads // kv_heads))
         scores = torch.einsum("ihgd,nhd->ihgn", rows, k) * softmax_scale
         if softcap > 0:

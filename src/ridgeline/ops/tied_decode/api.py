@@ -42,13 +42,15 @@ def tied_decode(
             be a strided view of the same record as ``state_cache``.
         block_table: ``[B, max_pages]`` int32, the page ids of each sequence in order. Entries
             beyond a sequence's last page are never read.
-        cache_seqlens: ``[B]`` int32, cached tokens including the new ones. A sequence of length 0
-            gives 0 and an lse of -inf, and so does a query whose position is negative.
+        cache_seqlens: ``[B]`` int32, cached tokens including the new ones. A query that sees
+            no token gives 0 and an lse of -inf: those of a sequence of length 0, and causal ones
+            that stand before the start of a sequence shorter than ``L_q``.
         softmax_scale: factor of the scores. No default: absorbed widths do not tell it (MLA and
             GLA keep ``(d_h + d_r) ** -0.5`` of their expanded form).
         causal: a query sees no token after its own position.
-        state_scale: what to multiply an FP8 state by: a number, float32 ``[h_s]``, or float32
-            ``[num_pages, page_size, h_s, n]`` for n blocks of the state.
+        state_scale: what to multiply an FP8 state by: a number (rounded to float32),
+            float32 ``[h_s]``, or float32 ``[num_pages, page_size, h_s, n]`` for n blocks of the
+            state.
         num_splits: 0 lets the scheduler balance the work over the whole batch. A positive number
             cuts each sequence by its own length alone: results are bitwise batch invariant.
         return_lse: also return the natural log-sum-exp of the scores.

@@ -28,7 +28,7 @@ def tied_decode(
     dtype, groups = lse.dtype, (state_heads, heads // state_heads)
     for b, length in enumerate(cache_seqlens.tolist()):
         pages = block_table[b]
-        state = paging.dequantize(state_cache, state_scale, pages, 0, length, dtype)
+        state = paging.dequantize(state_cache, state_scale, "state_scale", pages, 0, length, dtype)
         rope = paging.gather(rope_cache, pages, 0, length).to(dtype)
         nope_rows = q_nope[b].to(dtype).unflatten(1, groups)
         rope_rows = q_rope[b].to(dtype).unflatten(1, groups)
