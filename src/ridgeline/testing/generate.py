@@ -49,7 +49,8 @@ def paged_case(
 
     Properties: dtype, cache_dtype (None: as the queries), lengths, query_len, kv_heads, group, dim,
     value_dim, page_size, spare_pages, softmax_scale, magnitude (of the scores), causal, window,
-    softcap, num_splits, strides, scale_kind ("number", "head", "block"; FP8 caches).
+    softcap, num_splits, strides, scale_kind (of FP8 caches: "number", "head",
+    "block", or how many blocks).
     """
     draw = Draw(seed, chosen)
     dtype = draw("dtype", dtypes)
@@ -226,11 +227,12 @@ def _fill(x: Tensor, values: Tensor) -> None:
     x.copy_(values.clamp(-most, most).to(x.dtype))
 
 
-def _fp8_scale(draw: Draw, kind: str, cache: Tensor) -> Tensor | float:
+def _fp8_scale(draw: Draw, kind: str | int, cache: Tensor) -> Tensor | float:
     """Scales between 0.25 and 0.75: never 1, which would hide a dropped scale."""
     num_pages, page_size, heads, dim = cache.shape
     if kind == "number":
         return 0.25 + 0.5 * draw.rng.random()
     blocks = draw.rng.choice([n for n in (1, 2, 4, dim) if dim % n == 0])
+    blocks = blocks if kind == "block" else kind
     shape = (heads,) if kind == "head" else (num_pages, page_size, heads, blocks)
     return 0.25 + 0.5 * torch.rand(shape, generator=draw.values)
