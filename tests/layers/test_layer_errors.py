@@ -66,9 +66,9 @@ def test_inputs_of_a_wrong_shape_name_the_argument(variant):
     [
         (0, 3, r"^world: expected a divisor of num_heads \(8\), got 3"),
         (0, 16, r"^world: expected a divisor of num_heads"),
-        (0, 0, "^world: expected at least 1"),
+        (0, 0, r"^world: expected .*, got 0"),
         (2, 2, r"^rank: expected 0 <= rank < world \(2\), got 2"),
-        (-1, 2, "^rank: expected at least 0"),
+        (-1, 2, r"^rank: expected .*, got -1"),
     ],
 )
 def test_impossible_ranks_name_the_argument(variant, rank, world, match):
