@@ -97,6 +97,13 @@ def test_other_layers_of_the_cache_stay_untouched(variant):
     assert all(view.isnan().all() for i in (0, 1) for view in run.cache.layer(i))
 
 
+def test_an_empty_batch_gives_an_empty_result(variant):
+    layer, x = make(variant), inputs(0, 3)
+    assert forward(layer, x).shape == x.shape
+    run = CachedRun(layer, 0, 3)
+    assert run.run(x, [2, 1]).shape == x.shape
+
+
 def test_a_cache_of_another_layer_is_refused(variant):
     layer, x = make(variant), inputs(1, 1)
     cache = PagedCache(CacheSpec.gqa(3, 10), 1, 1, 4, dtype=torch.float64)

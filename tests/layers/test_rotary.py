@@ -93,11 +93,15 @@ def test_a_sequence_does_not_depend_on_its_batch(name):
 
 
 @pytest.mark.parametrize("name", SCALINGS)
-def test_frequencies_survive_casts_and_the_meta_device(name):
+def test_frequencies_survive_casts_and_how_models_are_made(name):
     positions = torch.arange(200)[None]
     expected = RotaryEmbedding(DIM, scaling=SCALINGS[name])(positions)
-    with torch.device("meta"):
-        rotary = RotaryEmbedding(DIM, scaling=SCALINGS[name])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            rotary = RotaryEmbedding(DIM, scaling=SCALINGS[name])
+    finally:
+        torch.set_default_dtype(torch.float32)
     rotary = rotary.to(torch.bfloat16)
     assert rotary.state_dict() == {}
     for a, e in zip(rotary(positions), expected, strict=True):

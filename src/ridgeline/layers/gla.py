@@ -143,7 +143,7 @@ class GroupedLatentAttention(AttentionLayer):
         state = self.kv_norm(state.unflatten(-1, latents))
         k_rope = apply_rotary(k_rope.unsqueeze(2), *rotary)
         if cache is not None:
-            cache.write(layer, state, k_rope.squeeze(2))
+            cache.write(layer, state.flatten(0, 1), k_rope.flatten(0, 2))
         if cache is None or cache.is_prefill:
             q = torch.cat((q_nope, q_rope), dim=-1)
             out = self._expanded(q, state, k_rope, None if cache is None else cache.query_lens)

@@ -97,7 +97,7 @@ class GroupedQueryAttention(AttentionLayer):
         k = apply_rotary(self.k_proj(x).unflatten(-1, kv_heads), *rotary)
         v = self.v_proj(x).unflatten(-1, kv_heads)
         if cache is not None:
-            cache.write(layer, k, v)
+            cache.write(layer, k.flatten(0, 1), v.flatten(0, 1))
         if cache is None or cache.is_prefill:
             lens = None if cache is None else cache.query_lens
             out = causal_attention(q, k, v, self.softmax_scale, lens)

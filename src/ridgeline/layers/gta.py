@@ -90,7 +90,7 @@ class GroupedTiedAttention(AttentionLayer):
         state = self.kv_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         k_rope = apply_rotary(self.k_rope_proj(x).unsqueeze(2), *rotary)
         if cache is not None:
-            cache.write(layer, state, k_rope.squeeze(2))
+            cache.write(layer, state.flatten(0, 1), k_rope.flatten(0, 2))
         if cache is None or cache.is_prefill:
             lens = None if cache is None else cache.query_lens
             shared = k_rope.expand(-1, -1, self.num_kv_heads, -1)

@@ -101,8 +101,8 @@ def rope_frequencies(
             factor = fields.get("factor", max_position / original)
             attention = fields.get("attention_factor", _longrope_attention(factor, original))
             short, long = (
-                1.0 / (torch.tensor(fields[k], device="cpu") * base ** _exponents(dim))
-                for k in ("short_factor", "long_factor")
+                1.0 / (_float32(fields[name]) * base ** _exponents(dim))
+                for name in ("short_factor", "long_factor")
             )
             return RopeFrequencies(short, attention, base, original, long_inv_freq=long)
         case "llama3":
@@ -110,9 +110,13 @@ def rope_frequencies(
     return RopeFrequencies(inv_freq, 1.0, base, original)
 
 
+# Device and dtype are named, since models are made under torch.device("meta") and a 16-bit default.
+def _float32(values: Sequence[float] | range) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
 def _exponents(dim: int) -> Tensor:
-    # A named device: under torch.device("meta") the frequencies must still hold values.
-    return torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
+    return _float32(range(0, dim, 2)) / dim
 
 
 def _only(fields: Mapping[str, Any], names: str) -> dict[str, Any]:
@@ -177,8 +181,7 @@ def _yarn(
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
-    index = torch.arange(dim // 2, dtype=torch.float32, device="cpu")
-    keep = 1 - ((index - low) / (high - low)).clamp(0, 1)
+    keep = 1 - ((_float32(range(dim // 2)) - low) / (high - low)).clamp(0, 1)
     wavelength = base ** _exponents(dim)
     return 1.0 / (factor * wavelength) * (1 - keep) + 1.0 / wavelength * keep
 
