@@ -19,7 +19,7 @@ EXPECTED_PEERS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("query_len", [1, 3])
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 def test_ours_and_every_peer_compute_the_same(variant, query_len, dtype):
     options = DecodeOptions(
         variants=(variant,),

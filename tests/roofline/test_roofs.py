@@ -30,3 +30,8 @@ def test_gemm_counts_its_flops():
     assert flops == 2 * 32 * 32 * 32
     assert call().shape == (32, 32)
     assert call().dtype == torch.bfloat16
+
+
+def test_float16_is_held_against_float32():
+    call, _ = gemm(torch.float16, size=8)
+    assert call().dtype == torch.float32
