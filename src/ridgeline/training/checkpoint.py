@@ -24,12 +24,8 @@ STAGING = ".staging"
 PREFIX = "step-"
 KEPT = 2  # so that a damaged latest checkpoint still has a predecessor
 
-WEIGHTS, OPTIMIZER, STATE, TOKENIZER = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "tokenizer.json",
-)
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+STATE, TOKENIZER = "state.json", "tokenizer.json"
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
+from ridgeline.models import RidgelineConfig
 from ridgeline.ops.common import check
 
 Precision = Literal["bf16", "fp32"]
 
 # What may differ from the checkpoint's when a run goes on: none of it changes a weight or a loss.
 FREE_ON_RESUME = frozenset({"texts", "eval_every", "save_every"})
+
+# Fields of RidgelineConfig that ``pretrain`` sets itself.
+FOLLOWS = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model, dict):
             raise TypeError(f"model: expected a dict, got {type(self.model).__name__}")
+        for name in FOLLOWS:
+            if name in self.model:
+                raise ValueError(f"model: {name} follows from the text and the other settings")
+        RidgelineConfig(**self.model)  # names the field that is impossible
         object.__setattr__(self, "texts", tuple(str(path) for path in self.texts))
         for name in ("context", "batch", "grad_accum", "steps", "eval_every", "save_every"):
             check.count(name, getattr(self, name), minimum=1)

@@ -74,19 +74,29 @@ class Log:
 
     Args:
         step: step the run starts from; rows of later steps were lost with the killed process.
+
+    Raises:
+        ValueError: rows before ``step`` are missing.
+        OSError: the file cannot be written, here or in ``append``.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         self.rows = [row for row in read_rows(path) if row.step <= step] if step else []
-        lines = header() if not self.rows else _comments(path)
+        if [row.step for row in self.rows] != list(range(1, step + 1)):
+            raise ValueError(f"log: {path}: expected a row for each of the steps 1 to {step}")
+        lines = _comments(path) if self.rows else header()
         text = "\n".join([*lines, ",".join(COLUMNS), *map(_line, self.rows)]) + "\n"
         replace_file(path, text.encode())
 
     def append(self, row: Row) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(row) + "\n")
+        except OSError as error:
+            message = f"log: {self.path} cannot be written: {error.strerror}"
+            raise OSError(error.errno, message) from error
         self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(row) + "\n")
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from ridgeline.models import RidgelineConfig, RidgelineForCausalLM
 from ridgeline.training import checkpoint as checkpoints
-from ridgeline.training.checkpoint import Checkpoint
+from ridgeline.training.checkpoint import Checkpoint, sync
 from ridgeline.training.config import TrainConfig
 from ridgeline.training.data import Split, batch, load_documents, require_tokens, split_documents
 from ridgeline.training.evaluate import held_out_loss, precision, window_loss
@@ -128,6 +128,7 @@ def pretrain(
         tokens, seconds = step * config.tokens_per_step, time.monotonic() - began
         log.append(Row(step, tokens, lr, loss, norm, held_out, speed, seconds))
         if last or step % config.save_every == 0:
+            sync(log.path)  # a checkpoint's rows are on the disk before it
             checkpoints.save(folder, _snapshot(step, model, optimizer, text, state))
         if on_step is not None:
             on_step(log.rows[-1])
@@ -140,7 +141,7 @@ def pretrain(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         train_tokens=len(text.train.tokens),
         held_out_tokens=len(text.held_out.tokens),
-        held_out_loss=evaluate(model, text, config),
+        held_out_loss=log.rows[-1].eval_loss,
         baseline_loss=baseline,
         held_out_bytes_per_token=text.held_out.bytes_per_token,
     )
@@ -178,9 +179,6 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> RidgelineForCausal
         "eos_token_id": end,
         "pad_token_id": end,
     }
-    for name in follows:
-        if name in config.model:
-            raise ValueError(f"model: {name} follows from the text and the other settings")
     torch.manual_seed(config.seed)
     model = RidgelineForCausalLM(RidgelineConfig(**config.model, **follows))
     for layer in model.model.layers:
