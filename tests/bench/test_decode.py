@@ -74,6 +74,21 @@ def test_calls_find_other_copies_of_the_cache():
     assert torch.equal(inputs.cache.layer(0)[1], inputs.cache.layer(10)[1])
 
 
+@pytest.mark.parametrize("variant", ["gqa", "gta"])
+def test_the_memory_roof_may_span_copies(variant):
+    shape = DecodeShape(variant, 8, 2, 16, batch=1, length=40)
+    inputs = DecodeInputs(shape, page_size=8, cold_bytes=10 * shape.cache_bytes)
+    starts = []
+    for _ in range(4):
+        spans = inputs.storage(at_least=4 * shape.cache_bytes - 1)
+        assert sum(x.nbytes for x in spans) == 4 * shape.cache_bytes
+        starts.append(spans[0].data_ptr())
+    layers = [inputs.cache.layer(i)[0].data_ptr() for i in range(11)]
+    assert starts == [layers[0], layers[4], layers[0], layers[4]]
+    everything = inputs.storage(at_least=10**9)
+    assert sum(x.nbytes for x in everything) == inputs.cache.nbytes
+
+
 def test_a_drifting_roof_is_measured_again(tiny_options, monkeypatch):
     drifts = iter([0.5, 0.0, 0.02, 0.01])
     monkeypatch.setattr(decode.timing, "drift", lambda samples: next(drifts))

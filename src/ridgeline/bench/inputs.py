@@ -1,7 +1,6 @@
 """Caches and queries of one benchmarked decode step, and the calls of our operations on them."""
 
 import math
-from itertools import count
 
 import torch
 from torch import Tensor
@@ -44,10 +43,12 @@ class DecodeInputs:
             for source, copy in zip(first, self.cache.layer(i), strict=True):
                 copy.copy_(source)
         self._copies = copies
-        self._tick = count()
+        self._next_copy = 0
 
     def _next(self) -> tuple[Tensor, ...]:
-        return self.cache.layer(next(self._tick) % self._copies)
+        views = self.cache.layer(self._next_copy)
+        self._next_copy = (self._next_copy + 1) % self._copies
+        return views
 
     def decode(self, impl: Impl = "auto") -> Tensor:
         """Our operation on the next copy, ``[B, L_q, h_q, d_v]``."""
@@ -83,13 +84,22 @@ class DecodeInputs:
             )
         return out
 
-    def storage(self) -> list[Tensor]:
-        """The next copy as contiguous memory, for the memory roof."""
-        views, spec = self._next(), self.shape.spec
-        if spec.kind == "paired":
-            return list(views)
-        tokens = self.cache.num_pages * self.cache.page_size
-        return [views[0].as_strided((tokens * spec.elements_per_token,), (1,))]
+    def storage(self, at_least: int = 0) -> list[Tensor]:
+        """The next copies, as many as hold ``at_least`` bytes, as contiguous memory."""
+        copies = min(self._copies, max(1, math.ceil(at_least / self.shape.cache_bytes)))
+        if self._next_copy + copies > self._copies:
+            self._next_copy = 0
+        views = self.cache.layer(self._next_copy)
+        self._next_copy = (self._next_copy + copies) % self._copies
+        spec, tokens = self.shape.spec, self.cache.num_pages * self.cache.page_size
+        if spec.kind == "tied":
+            views, widths = views[:1], [spec.elements_per_token]
+        else:
+            widths = [spec.heads * spec.dim] * 2
+        return [
+            view.as_strided((copies * tokens * width,), (1,))
+            for view, width in zip(views, widths, strict=True)
+        ]
 
     def gather(self) -> tuple[Tensor, ...]:
         """The cache without pages: paired K, V; tied states and RoPE keys; ``[B, N, ...]``."""

@@ -23,7 +23,11 @@ def bench_decode(
     with console.status("") as status:
         for i, shape in enumerate(shapes):
             status.update(f"{i + 1} of {len(shapes)}: {shape.label} {shape.batch}x{shape.length}")
-            rows.append(decode.measure(shape, options))
+            row = decode.measure(shape, options)
+            rows.append(row)
+            if not console.is_terminal:
+                done = f"{i + 1}/{len(shapes)} {shape.label} {shape.dtype} {compare.size(row)}"
+                console.print(f"{done}: {row.seconds * 1e3:.2f} ms, {row.percent:.0f}% of the roof")
     console.print(table.decode_table(rows))
     for line in table.notes(rows) + compare.comparisons(rows):
         console.print(line, soft_wrap=True)
