@@ -11,7 +11,6 @@ from ridgeline.training.tokenizer import (
     END_OF_TEXT,
     MIN_VOCAB_SIZE,
     encode_documents,
-    load_tokenizer,
     train_tokenizer,
 )
 
@@ -62,11 +61,3 @@ def test_indentation_is_one_token_with_its_line_break(tokenizer):
     ids = tokenizer.encode("\n    return").ids
     assert len(ids) == 2
     assert tokenizer.decode([ids[0]]) == "\n    "
-
-
-def test_bad_tokenizer_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.json does not exist"):
-        load_tokenizer(tmp_path / "absent.json")
-    (tmp_path / "cut.json").write_text('{"model":')
-    with pytest.raises(ValueError, match=r"cut\.json is not a tokenizer"):
-        load_tokenizer(tmp_path / "cut.json")

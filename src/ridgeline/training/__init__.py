@@ -1,1 +1,12 @@
-"""Pretraining on text files: data, tokenizer, schedule, checkpoints, and a baseline to beat."""
+"""Pretraining on text files: ``from ridgeline.training.pretrain import pretrain``.
+
+| module | what it holds |
+|---|---|
+| ``config`` | every setting of a run |
+| ``data``, ``tokenizer`` | text, its split, batches; byte-level BPE |
+| ``pretrain`` | the loop |
+| ``loss``, ``optimizer``, ``schedule``, ``evaluate`` | its parts |
+| ``checkpoint``, ``export`` | what survives a kill; the finished model |
+| ``log``, ``progress``, ``cli`` | CSV and curve; the terminal; the command |
+| ``ngram`` | the baseline to beat |
+"""

@@ -12,22 +12,20 @@ from ridgeline.training.config import TrainConfig
 from ridgeline.training.pretrain import CHECKPOINTS, MODEL, TrainResult, pretrain, saved_config
 from ridgeline.training.progress import TrainProgress
 
-MODEL_FIELDS = frozenset(
-    (
-        "attention",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "head_dim",
-        "num_key_value_heads",
-        "num_latent_heads",
-        "latent_dim",
-        "rope_dim",
-        "q_rank",
-        "tie_word_embeddings",
-    )
-)
+MODEL_FIELDS = {
+    "attention",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "head_dim",
+    "num_key_value_heads",
+    "num_latent_heads",
+    "latent_dim",
+    "rope_dim",
+    "q_rank",
+    "tie_word_embeddings",
+}
 
 
 def run(

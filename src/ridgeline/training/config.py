@@ -6,11 +6,12 @@ from typing import Any, Literal, Self
 
 from ridgeline.models import RidgelineConfig
 from ridgeline.ops.common import check
+from ridgeline.training.tokenizer import MIN_VOCAB_SIZE
 
 Precision = Literal["bf16", "fp32"]
 
 # What may differ from the checkpoint's when a run goes on: none of it changes a weight or a loss.
-FREE_ON_RESUME = frozenset({"texts", "eval_every", "save_every"})
+FREE_ON_RESUME = {"texts", "eval_every", "save_every"}
 
 # Fields of RidgelineConfig that ``pretrain`` sets itself.
 FOLLOWS = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -78,7 +79,7 @@ class TrainConfig:
         check.count("threads", self.threads, minimum=1)
         check.count("warmup", self.warmup)
         check.count("seed", self.seed)
-        check.count("vocab_size", self.vocab_size, minimum=257)
+        check.count("vocab_size", self.vocab_size, minimum=MIN_VOCAB_SIZE)
         for name in ("lr", "clip", "eval_fraction"):
             if not check.finite(name, getattr(self, name)) > 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")

@@ -13,20 +13,18 @@ import numpy as np
 from ridgeline.ops.common import check
 
 # Not the library itself: installed packages, tests, machine-generated tables and build settings.
-EXCLUDED_DIRS = frozenset(
-    (
-        "site-packages",
-        "dist-packages",
-        "lib-dynload",
-        "test",
-        "tests",
-        "idle_test",
-        "encodings",
-        "pydoc_data",
-        "__phello__",
-        "__pycache__",
-    )
-)
+EXCLUDED_DIRS = {
+    "site-packages",
+    "dist-packages",
+    "lib-dynload",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "__phello__",
+    "__pycache__",
+}
 EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
 MIN_FILES_TO_SPLIT_BY_FILE = 20
 

@@ -1,7 +1,6 @@
 """Byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2), trained by ``tokenizers``."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -39,17 +38,6 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a ``tokenizer.json``; a missing or damaged file is named."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"tokenizer: {path} does not exist")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"tokenizer: {path} is not a tokenizer: {error}") from error
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> Split:
