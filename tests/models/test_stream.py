@@ -3,6 +3,9 @@
 import pytest
 import torch
 from model_cases import byte_tokenizer, tiny_model
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from ridgeline.cli import app
@@ -78,6 +81,14 @@ def test_characters_of_several_tokens_come_whole():
     assert "".join(pieces) + detokenizer.rest() == text
     assert len(ids) > len(text)
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_spaces_that_depend_on_the_token_before():
+    words = ["▁one", "▁two", "▁three"]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}))
+    tokenizer.decoder = decoders.Metaspace()
+    detokenizer = generate._Detokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    assert [detokenizer.add(i) for i in range(3)] == ["one", " two", " three"]
 
 
 def test_bytes_that_never_become_a_character_are_not_lost():

@@ -1,6 +1,5 @@
 """The decoder's configuration: one field names the attention, the others give its sizes."""
 
-import math
 from dataclasses import fields
 from typing import Any, Literal, get_args
 
@@ -212,5 +211,5 @@ class RidgelineConfig(PreTrainedConfig):
         theta = check.finite("rope_parameters['rope_theta']", rope.get("rope_theta"))
         if not theta > 0:
             raise ValueError(f"rope_parameters['rope_theta']: expected more than 0, got {theta}")
-        if not math.isclose(rope.get("partial_rotary_factor", 1.0), 1.0):
+        if "partial_rotary_factor" in rope:
             raise ValueError("rope_parameters['partial_rotary_factor']: set rope_dim instead")

@@ -42,12 +42,13 @@ def positions(
 ) -> Tensor:
     """``[B, columns]``: position of each column's token where row b has ``start[b]`` before it.
 
-    Of row b the last ``lengths[b]`` columns are real (all of them if ``None``); padding gets 0.
+    Of row b the last ``lengths[b]`` columns are real (all of them if ``None``); the positions of
+    padding mean nothing.
     """
     lengths = [columns] * len(start) if lengths is None else lengths
     first = [s + n - columns for s, n in zip(start, lengths, strict=True)]
     column = torch.arange(columns, device=device)
-    return (column + torch.tensor(first, device=device)[:, None]).clamp(min=0)
+    return column + torch.tensor(first, device=device)[:, None]
 
 
 def to_left(x: Tensor, lengths: Sequence[int]) -> Tensor:
