@@ -13,11 +13,11 @@ from training_cases import assert_same_bits, tiny_config, weights_of, write_text
 from transformers import AutoTokenizer
 
 from ridgeline.models import RidgelineForCausalLM
-from ridgeline.training import pretrain as pretrain_module
 from ridgeline.training.evaluate import held_out_loss
 from ridgeline.training.log import read_rows
-from ridgeline.training.optimizer import make_optimizer
-from ridgeline.training.pretrain import build_model, prepare_text, pretrain, train_step
+from ridgeline.training.pretrain import pretrain
+from ridgeline.training.state import TrainState, build_model
+from ridgeline.training.text import prepare_text
 
 VARIANTS = {
     "mha": {},
@@ -207,7 +207,7 @@ def test_a_full_disk_stops_the_run_and_it_can_go_on(finished, text, tmp_path):
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(OSError, match=r"step 4 .*No space left on device; step-00000002 is"):
+        with pytest.raises(OSError, match=r"step 4 .*No space left on device.*; step-00000002 is"):
             pretrain(tmp_path, config, on_step=on_step)
     resumed = pretrain(tmp_path, config, resume=True)
     assert_same_bits(weights_of(resumed.model), weights_of(finished[1].model))
@@ -216,38 +216,32 @@ def test_a_full_disk_stops_the_run_and_it_can_go_on(finished, text, tmp_path):
 def test_accumulated_steps_equal_one_big_batch(text):
     """In float64, where the order of the sums is all that differs."""
     small = tiny_config(text, dtype="fp32", batch=2, grad_accum=3, clip=1e9)
-    big = dataclasses.replace(small, batch=6, grad_accum=1)
     prepared = prepare_text(small)
-    results = []
-    for config in (small, big):
-        model = build_model(config, prepared.tokenizer).double()
-        optimizer = make_optimizer(model, config.weight_decay)
-        values = [
-            train_step(model, optimizer, prepared.train.tokens, config, step, 1e-3)
-            for step in range(3)
-        ]
-        results.append((values, weights_of(model)))
-    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
-    for name in results[0][1]:
-        a, b = (weights[name] for _, weights in results)
-        assert (a - b).abs().max() < 1e-9, name
+    states = [
+        TrainState(config, prepared)
+        for config in (small, dataclasses.replace(small, batch=6, grad_accum=1))
+    ]
+    values = []
+    for state in states:
+        state.model.double()
+        values.append([state.advance() for _ in range(3)])
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
+    a, b = (weights_of(state.model) for state in states)
+    for name in a:
+        assert (a[name] - b[name]).abs().max() < 1e-9, name
 
 
-def test_clipping_bounds_the_step(text, monkeypatch):
+def test_clipping_bounds_the_gradient(text, monkeypatch):
     config = tiny_config(text, clip=1e-3)
-    prepared = prepare_text(config)
-    model = build_model(config, prepared.tokenizer)
-    optimizer = make_optimizer(model, 0.0)
+    state = TrainState(config, prepare_text(config))
     seen = []
-    step = optimizer.step
 
     def record():
-        grads = [p.grad.norm() for p in model.parameters()]
+        grads = [p.grad.norm() for p in state.model.parameters()]
         seen.append(torch.stack(grads).norm().item())
-        step()
 
-    monkeypatch.setattr(optimizer, "step", record)
-    _, norm = train_step(model, optimizer, prepared.train.tokens, config, 0, 1e-3)
+    monkeypatch.setattr(state.optimizer, "step", record)
+    _, norm = state.advance()
     assert norm > 1e-3
     assert seen[0] == pytest.approx(1e-3, rel=1e-2)
 
@@ -277,6 +271,6 @@ def test_held_out_loss_is_the_mean_over_windows(finished, length):
 def test_the_baseline_is_the_4_gram_model_of_the_same_tokens(finished, text):
     config = tiny_config(text)
     prepared = prepare_text(config)
-    assert pretrain_module.baseline_loss(prepared) == finished[1].baseline_loss
+    assert prepared.baseline_loss() == finished[1].baseline_loss
     assert finished[1].train_tokens == len(prepared.train.tokens)
     assert 0 < finished[1].baseline_loss < np.log(prepared.tokenizer.get_vocab_size())

@@ -1,47 +1,23 @@
 """Pretraining of any variant on text files."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer
 
-from ridgeline.models import RidgelineConfig, RidgelineForCausalLM
+from ridgeline.models import RidgelineForCausalLM
 from ridgeline.training import checkpoint as checkpoints
 from ridgeline.training.checkpoint import Checkpoint, sync
 from ridgeline.training.config import TrainConfig
-from ridgeline.training.data import Split, batch, load_documents, require_tokens, split_documents
-from ridgeline.training.evaluate import held_out_loss, precision, window_loss
 from ridgeline.training.export import export_model
 from ridgeline.training.log import Log, Row, plot
-from ridgeline.training.ngram import KneserNey
-from ridgeline.training.optimizer import load_state, make_optimizer, state_tensors
-from ridgeline.training.schedule import learning_rate
-from ridgeline.training.tokenizer import END_OF_TEXT, encode_documents, train_tokenizer
+from ridgeline.training.state import TrainState
+from ridgeline.training.text import prepare_text
 
 CHECKPOINTS, MODEL, LOG, CURVE = "checkpoints", "model", "train.csv", "curve.png"
-BASELINE_ORDER = 4
-
-
-@dataclass(frozen=True)
-class Text:
-    """Both sides of the text as tokens, and what they were made with."""
-
-    tokenizer: Tokenizer
-    train: Split
-    held_out: Split
-
-    @property
-    def sha256(self) -> str:
-        digest = hashlib.sha256()
-        for split in (self.train, self.held_out):
-            digest.update(np.ascontiguousarray(split.tokens, dtype="<u4").tobytes())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -54,7 +30,7 @@ class TrainResult:
     train_tokens: int
     held_out_tokens: int
     held_out_loss: float
-    baseline_loss: float  # of the n-gram model
+    baseline_loss: float  # of the 4-gram model
     held_out_bytes_per_token: float
 
     def bits_per_byte(self, loss: float) -> float:
@@ -87,58 +63,28 @@ def pretrain(
         OSError: the disk is full; the checkpoint before is intact.
     """
     out_dir = Path(out_dir)
-    folder = out_dir / CHECKPOINTS
-    saved = None
-    if resume or checkpoint is not None:
-        saved = checkpoints.load(folder, checkpoint)
-        config.require_same(saved_config(saved))
-    elif checkpoints.latest_name(folder) is not None:
+    saved = _saved(out_dir, config, checkpoint) if resume or checkpoint is not None else None
+    if saved is None and checkpoints.latest_name(out_dir / CHECKPOINTS) is not None:
         raise ValueError(f"out_dir: {out_dir} already holds a run; resume it or take another")
-
     torch.set_num_threads(config.threads)
     text = prepare_text(config, None if saved is None else saved.tokenizer)
-    if saved is not None and saved.state["text_sha256"] != text.sha256:
-        raise ValueError("texts: their content is not what the checkpoint was trained on")
-    model = build_model(config, text.tokenizer)
-    optimizer = make_optimizer(model, config.weight_decay)
-    state = {"config": config.to_dict(), "text_sha256": text.sha256}
     if saved is None:
-        step = 0
+        state = TrainState(config, text)
         out_dir.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(folder, _snapshot(0, model, optimizer, text, state))
+        checkpoints.save(out_dir / CHECKPOINTS, state.snapshot())
     else:
-        step = saved.step
-        _restore(saved, model, optimizer)
-        checkpoints.go_back_to(folder, saved.name)
+        state = TrainState.of_checkpoint(saved, config, text)
+        checkpoints.go_back_to(out_dir / CHECKPOINTS, saved.name)
 
-    log = Log(out_dir / LOG, step)
-    baseline = baseline_loss(text)
-    model.train()
-    began = time.monotonic() - (log.rows[-1].seconds if log.rows else 0.0)
-    while step < config.steps:
-        step_began = time.monotonic()
-        lr = _rate(config, step)
-        loss, norm = train_step(model, optimizer, text.train.tokens, config, step, lr)
-        step += 1
-        speed = config.tokens_per_step / (time.monotonic() - step_began)
-        last = step == config.steps
-        held_out = None
-        if last or step % config.eval_every == 0:
-            held_out = evaluate(model, text, config)
-        tokens, seconds = step * config.tokens_per_step, time.monotonic() - began
-        log.append(Row(step, tokens, lr, loss, norm, held_out, speed, seconds))
-        if last or step % config.save_every == 0:
-            sync(log.path)  # a checkpoint's rows are on the disk before it
-            checkpoints.save(folder, _snapshot(step, model, optimizer, text, state))
-        if on_step is not None:
-            on_step(log.rows[-1])
-
+    log = Log(out_dir / LOG, state.steps_done)
+    baseline = text.baseline_loss()
+    _train(state, log, out_dir / CHECKPOINTS, on_step)
     plot(log.rows, baseline, out_dir / CURVE)
-    export_model(model, text.tokenizer, out_dir / MODEL)
+    export_model(state.model, text.tokenizer, out_dir / MODEL)
     return TrainResult(
-        model=model,
+        model=state.model,
         rows=log.rows,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(parameter.numel() for parameter in state.model.parameters()),
         train_tokens=len(text.train.tokens),
         held_out_tokens=len(text.held_out.tokens),
         held_out_loss=log.rows[-1].eval_loss,
@@ -152,117 +98,38 @@ def saved_config(saved: Checkpoint) -> TrainConfig:
     return TrainConfig.from_dict(saved.state["config"])
 
 
-def prepare_text(config: TrainConfig, tokenizer: str | None = None) -> Text:
-    """Reads, splits and encodes the text.
-
-    Args:
-        tokenizer: a checkpoint's ``tokenizer.json``; ``None`` trains one on the training side.
-    """
-    train, held_out = split_documents(load_documents(config.texts), config.eval_fraction)
-    if tokenizer is None:
-        trained = train_tokenizer([document.text for document in train], config.vocab_size)
-    else:
-        trained = Tokenizer.from_str(tokenizer)
-    text = Text(trained, encode_documents(trained, train), encode_documents(trained, held_out))
-    require_tokens("training", text.train, config.context)
-    require_tokens("held-out", text.held_out, config.context)
-    return text
+def _saved(out_dir: Path, config: TrainConfig, name: str | None) -> Checkpoint:
+    saved = checkpoints.load(out_dir / CHECKPOINTS, name)
+    config.require_same(saved_config(saved))
+    return saved
 
 
-def build_model(config: TrainConfig, tokenizer: Tokenizer) -> RidgelineForCausalLM:
-    """The model with its first weights, float32; the seed decides them."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    follows = {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "max_position_embeddings": config.context,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "pad_token_id": end,
-    }
-    torch.manual_seed(config.seed)
-    model = RidgelineForCausalLM(RidgelineConfig(**config.model, **follows))
-    for layer in model.model.layers:
-        # Every block starts as the identity, which helps latent attention to train.
-        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            torch.nn.init.zeros_(projection.weight)
-    return model
-
-
-def train_step(
-    model: RidgelineForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    tokens: np.ndarray,
-    config: TrainConfig,
-    step: int,
-    lr: float,
-) -> tuple[float, float]:
-    """One optimizer step: its loss (the mean over its windows) and its gradient's norm."""
-    optimizer.zero_grad()
-    total = 0.0
-    for part in range(config.grad_accum):
-        rows = batch(
-            tokens,
-            seed=config.seed,
-            index=step * config.grad_accum + part,
-            size=config.batch,
-            context=config.context,
-        )
-        with precision(config.dtype):
-            loss = window_loss(model, torch.from_numpy(rows))
-        (loss / config.grad_accum).backward()
-        total += loss.item() / config.grad_accum
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip).item()
-    if not math.isfinite(total) or not math.isfinite(norm):
-        raise ValueError(
-            f"lr: the training diverged at step {step + 1} (loss {total}, gradient norm {norm}); "
-            f"a smaller peak than {config.lr:g} may help"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    return total, norm
-
-
-def evaluate(model: RidgelineForCausalLM, text: Text, config: TrainConfig) -> float:
-    """Held-out loss in nats a token."""
-    return held_out_loss(
-        model,
-        text.held_out.tokens,
-        context=config.context,
-        batch=config.batch,
-        dtype=config.dtype,
-    )
-
-
-def baseline_loss(text: Text) -> float:
-    """Held-out loss of the 4-gram model of the same training tokens."""
-    size = text.tokenizer.get_vocab_size()
-    return KneserNey(text.train.tokens, size, BASELINE_ORDER).loss(text.held_out.tokens)
-
-
-def _rate(config: TrainConfig, step: int) -> float:
-    return learning_rate(
-        step, peak=config.lr, warmup=config.warmup, steps=config.steps, floor=config.lr_floor
-    )
-
-
-def _snapshot(
-    step: int,
-    model: RidgelineForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    text: Text,
-    state: dict,
-) -> Checkpoint:
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    tensors = state_tensors(model, optimizer) | {"rng": torch.get_rng_state()}
-    return Checkpoint(step, weights, tensors, state, text.tokenizer.to_str())
-
-
-@torch.no_grad()
-def _restore(
-    saved: Checkpoint, model: RidgelineForCausalLM, optimizer: torch.optim.Optimizer
+def _train(
+    state: TrainState, log: Log, folder: Path, on_step: Callable[[Row], None] | None
 ) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(saved.weights[name])
-    torch.set_rng_state(saved.optimizer.pop("rng"))
-    load_state(model, optimizer, saved.optimizer)
+    """The steps that are left, each with its row in the log."""
+    config = state.config
+    began = time.monotonic() - (log.rows[-1].seconds if log.rows else 0.0)
+    while state.steps_done < config.steps:
+        step_began, rate = time.monotonic(), state.next_rate()
+        loss, norm = state.advance()
+        speed = config.tokens_per_step / (time.monotonic() - step_began)
+        step = state.steps_done
+        last = step == config.steps
+        held_out = state.held_out_loss() if last or step % config.eval_every == 0 else None
+        row = Row(
+            step=step,
+            tokens=step * config.tokens_per_step,
+            lr=rate,
+            loss=loss,
+            grad_norm=norm,
+            eval_loss=held_out,
+            tokens_per_second=speed,
+            seconds=time.monotonic() - began,
+        )
+        log.append(row)
+        if last or step % config.save_every == 0:
+            sync(log.path)  # a checkpoint's rows are on the disk before it
+            checkpoints.save(folder, state.snapshot())
+        if on_step is not None:
+            on_step(row)
