@@ -175,6 +175,12 @@ def test_tuple_output():
     assert isinstance(cache, RidgelineCache)
 
 
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_an_empty_batch_gives_empty_logits(use_cache):
+    with torch.no_grad():
+        assert tiny_model()(tokens(0, 5), use_cache=use_cache).logits.shape == (0, 5, VOCAB)
+
+
 def test_tied_embeddings_are_one_weight():
     model = tiny_model(tie_word_embeddings=True)
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -225,6 +231,8 @@ BAD_CALLS = {
         {"input_ids": tokens(1, 3), "past_key_values": ("k", "v")},
         "past_key_values",
     ),
+    "positions": ({"input_ids": tokens(2, 3), "position_ids": torch.ones(2, 4)}, "position_ids"),
+    "labels": ({"input_ids": tokens(2, 3), "labels": tokens(2, 4)}, "labels"),
     "attentions": ({"input_ids": tokens(1, 3), "output_attentions": True}, "output_attentions"),
 }
 

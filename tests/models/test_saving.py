@@ -156,6 +156,31 @@ def test_a_relative_directory(tmp_path, monkeypatch):
     assert verify_manifest(tmp_path)
 
 
+def test_weights_cut_short_without_a_manifest_name_the_directory(tmp_path):
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path)
+    (tmp_path / MANIFEST).unlink()
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=f"{tmp_path}: weights that cannot be read"):
+        RidgelineForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path):
+    model = tiny_model(dtype=torch.float32)
+    weights = model.state_dict()
+    del weights["model.layers.1.self_attn.v_up"]
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match=r"lacks model\.layers\.1\.self_attn\.v_up"):
+        RidgelineForCausalLM.from_pretrained(tmp_path)
+
+
+def test_loading_info_is_given_to_those_who_ask(tmp_path):
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path)
+    model, info = RidgelineForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(model, RidgelineForCausalLM)
+    assert not info["missing_keys"]
+
+
 def test_a_file_in_place_of_the_directory(tmp_path):
     target = tmp_path / "model"
     target.write_text("a file")

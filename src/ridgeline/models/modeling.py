@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers import initialization as init
@@ -41,15 +42,23 @@ class RidgelinePreTrainedModel(PreTrainedModel):
         """As transformers does it, from safetensors only; a local directory's manifest must hold.
 
         Raises:
-            ValueError: a file is truncated or altered (the message names it), or
-                ``use_safetensors`` is False.
+            ValueError: a file is truncated or altered (the message names it), the weights cannot
+                be read or lack one of the model's, or ``use_safetensors`` is False.
         """
         if not kwargs.setdefault("use_safetensors", True):
             raise ValueError("use_safetensors: expected True, other formats can run code")
         path = pretrained_model_name_or_path
         if path is not None and os.path.isdir(path):
             verify_manifest(Path(path, kwargs.get("subfolder") or ""))
-        return super().from_pretrained(path, *args, **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as e:
+            raise ValueError(f"{path}: weights that cannot be read ({e})") from e
+        # transformers would go on with random numbers in their place.
+        if info["missing_keys"]:
+            raise ValueError(f"{path}: the checkpoint lacks {min(info['missing_keys'])}")
+        return (model, info) if wants_info else model
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any
@@ -124,6 +133,9 @@ class RidgelineModel(RidgelinePreTrainedModel):
         if position_ids is None:
             start = [0] * batch if cache is None else cache.lengths(batch)
             position_ids = padding.positions(start, lengths, length, x.device)
+        if position_ids.shape not in ((1, length), (batch, length)):
+            got = list(position_ids.shape)
+            raise ValueError(f"position_ids: expected shape [{batch}, {length}], got {got}")
         position_ids = position_ids.expand(batch, length)
         # Without a cache to say which tokens are real, padding moves to where nothing sees it.
         moved = lengths is not None and cache is None
@@ -175,7 +187,7 @@ class RidgelineModel(RidgelinePreTrainedModel):
             return given
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        return self.new_cache(rows) if use_cache else None
+        return self.new_cache(max(rows, 1)) if use_cache else None
 
 
 class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
@@ -281,6 +293,7 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
+            check.shape("labels", labels, logits.shape[:2])
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
