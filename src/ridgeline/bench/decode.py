@@ -168,13 +168,24 @@ def _checked_calls(inputs: DecodeInputs, options: DecodeOptions) -> tuple[dict, 
             raise RuntimeError(f"{inputs.shape.label}: prefetch changed the result")
     every = {}
     if options.with_peers:
-        # float16 goes without: torch's float16 on a CPU is slower than float32 by orders.
-        same = peers.peers(peers.Dense(inputs, torch.bfloat16)) if dtype == "bf16" else []
-        for peer in same + peers.peers(exact):
+        for peer in _peers(inputs, exact):
             _check(peer.name, peer.canonical(peer.run()), want, PEER_BUDGET * ROUNDING[peer.dtype])
             calls[peer.name] = peer.run
             every[peer.name] = PEER_EVERY
     return calls, every, error
+
+
+def _peers(inputs: DecodeInputs, exact: peers.Dense) -> list[peers.Peer]:
+    """PyTorch on the row's dtype and on float32; a tied cache also as it lies.
+
+    float16 rows have float32 alone: torch's float16 on a CPU is slower than that by orders.
+    """
+    found, dtype = peers.peers(exact), inputs.shape.torch_dtype
+    if dtype == torch.bfloat16:
+        found += peers.peers(peers.Dense(inputs, dtype))
+    if dtype != torch.float16 and inputs.shape.spec.kind == "tied":
+        found.append(peers.eager_on_records(peers.Dense(inputs, dtype, records=True)))
+    return found
 
 
 def _check(name: str, out: Tensor, want: Tensor, budget: float) -> float:

@@ -35,18 +35,24 @@ class Dense:
 
     ``q [B, h, g * L_q, d_n + d_r]``, row ``g * L_q + i``; ``key [B, h, N, d_n]``, ``value
     [B, h, N, d_v]`` and, where tied, ``rope [B, 1, N, d_r]``. Tied: ``key`` is a view of ``value``.
+    With ``records`` a tied cache stays one record a token, as ours, of which they are views.
     """
 
-    def __init__(self, inputs: DecodeInputs, dtype: torch.dtype) -> None:
+    def __init__(self, inputs: DecodeInputs, dtype: torch.dtype, records: bool = False) -> None:
         shape = inputs.shape
         first, second = (x.to(dtype) for x in inputs.gather())
         if shape.spec.kind == "paired":
             self.key, self.value = (x.transpose(1, 2).contiguous() for x in (first, second))
             self.rope = None
         else:
-            self.value = first.transpose(1, 2).contiguous()
+            if records:
+                split = [shape.spec.elements_per_token - shape.rope_dim, shape.rope_dim]
+                first, second = torch.cat([first.flatten(2), second], -1).split(split, -1)
+                self.value = first.unflatten(-1, (shape.kv_heads, -1)).transpose(1, 2)
+            else:
+                self.value = first.transpose(1, 2).contiguous()
             self.key = self.value[..., : shape.nope_dim]
-            self.rope = second[:, None].contiguous()
+            self.rope = second[:, None]
         q = torch.cat([inputs.q_nope, inputs.q_rope], -1).to(dtype)
         groups = (shape.kv_heads, shape.heads // shape.kv_heads)
         self.q = q.unflatten(2, groups).permute(0, 2, 3, 1, 4).flatten(2, 3).contiguous()
@@ -91,7 +97,7 @@ def oracle(dense: Dense) -> Tensor:
 
 
 def peers(dense: Dense) -> list[Peer]:
-    """SDPA with ``enable_gqa``, SDPA with packed heads, and, where tied, eager matmuls.
+    """SDPA with ``enable_gqa``, SDPA with packed heads, and, where tied, matmuls.
 
     Latent heads go without ``enable_gqa``: SDPA would copy the cache once for each query head,
     many GB of it, and no one would decode that way.
@@ -110,12 +116,20 @@ def peers(dense: Dense) -> list[Peer]:
             dense.q, key, dense.value, attn_mask=packed_mask, scale=scale
         )
 
-    dtype = next(name for name, x in DTYPES.items() if x == dense.q.dtype)
-    found = []
+    dtype, found = _name(dense), []
     if shape.variant not in ("mla", "gla"):
         found.append(Peer("sdpa gqa", dtype, sdpa_gqa, lambda x: x.transpose(1, 2)))
     if shape.heads > shape.kv_heads:
         found.append(Peer("sdpa packed", dtype, sdpa_packed, dense.unpack))
     if shape.spec.kind == "tied":
-        found.append(Peer("eager", dtype, dense.eager, dense.unpack))
+        found.append(Peer("eager dense", dtype, dense.eager, dense.unpack))
     return found
+
+
+def eager_on_records(records: Dense) -> Peer:
+    """Matmuls over the records as a tied cache stores them: what needs no copy at all."""
+    return Peer("eager", _name(records), records.eager, records.unpack)
+
+
+def _name(dense: Dense) -> str:
+    return next(name for name, x in DTYPES.items() if x == dense.q.dtype)

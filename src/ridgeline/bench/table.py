@@ -9,7 +9,7 @@ from rich.table import Table
 from ridgeline.bench.compare import size
 from ridgeline.bench.decode import MAX_DRIFT, Row
 
-MIN_WIDTH = 120
+MIN_WIDTH = 125
 
 
 def console() -> Console:
