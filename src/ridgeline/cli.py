@@ -64,28 +64,28 @@ def info() -> None:
 @bench_app.command("decode")
 def bench_decode(
     variants: Annotated[
-        str, typer.Option(help="Comma-separated, of these.")
+        str, typer.Option(help="Which attention variants, comma-separated.")
     ] = "mha,mqa,gqa,gta,mla,gla",
     batch: Annotated[
-        str | None, typer.Option(help="Sequences, paired with --length. [default: 1,4,16]")
+        str | None, typer.Option(help="Sequences, in pairs with --length; 1,4,16 if not given.")
     ] = None,
     length: Annotated[
-        str | None, typer.Option(help="Cached tokens of each. [default: 32768,8192,2048]")
+        str | None, typer.Option(help="Cached tokens of each; 32768,8192,2048 if not given.")
     ] = None,
     query_len: Annotated[str, typer.Option(help="New tokens of each sequence.")] = "1",
     dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32; comma-separated.")] = "bf16",
     heads: Annotated[
-        str | None, typer.Option(help="Query heads. [default: 32; MLA 16,128; GLA 16,32,128]")
+        str | None, typer.Option(help="Query heads; if not given 32, MLA 16,128, GLA 16,32,128.")
     ] = None,
     kv_heads: Annotated[int, typer.Option(help="Cached heads of GQA and GTA.")] = 8,
     latent_heads: Annotated[int, typer.Option(help="Latent heads of GLA.")] = 2,
     head_dim: Annotated[int, typer.Option(help="MLA caches 4 times, GLA twice this width.")] = 128,
     page_size: Annotated[int, typer.Option(help="Tokens a page of the cache.")] = 64,
-    reps: Annotated[int | None, typer.Option(help="Rounds of all calls. [default: 15]")] = None,
+    reps: Annotated[int | None, typer.Option(help="Rounds of all calls; 15 if not given.")] = None,
     threads: Threads = 0,
     peers: Annotated[bool, typer.Option(help="Time PyTorch too.")] = True,
     quick: Annotated[
-        bool, typer.Option(help="One size, one head count a variant, fewer rounds.")
+        bool, typer.Option("--quick", help="One size, one head count a variant, fewer rounds.")
     ] = False,
     csv: Csv = None,
     json: Json = None,
@@ -207,6 +207,9 @@ def train(
     checkpoint: Annotated[
         str | None, typer.Option(help="Go on from this checkpoint, such as step-00000100.")
     ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="With --resume: --steps may be more than before.")
+    ] = False,
 ) -> None:
     """Pretrain any variant on text files; a killed run goes on with --resume, bit for bit."""
     import torch
@@ -217,9 +220,9 @@ def train(
     given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
     settings["texts"] = tuple(str(path.absolute()) for path in texts or ())
     settings["threads"] = threads or torch.get_num_threads()
-    for name in ("out_dir", "tokens", "resume", "checkpoint"):
-        del settings[name]
-    cli.run(out_dir, settings, given, tokens=tokens, resume=resume, checkpoint=checkpoint)
+    rest = {name: settings.pop(name) for name in ("tokens", "resume", "checkpoint", "extend")}
+    del settings["out_dir"]
+    cli.run(out_dir, settings, given, **rest)
 
 
 @bench_app.command("e2e")

@@ -16,6 +16,7 @@ from ridgeline.models import RidgelineForCausalLM
 from ridgeline.training.evaluate import held_out_loss
 from ridgeline.training.log import read_rows
 from ridgeline.training.pretrain import pretrain
+from ridgeline.training.schedule import learning_rate
 from ridgeline.training.state import TrainState, build_model
 from ridgeline.training.text import prepare_text
 
@@ -169,6 +170,22 @@ def test_resuming_with_another_setting_or_text_is_named(finished, text, tmp_path
     other = write_text(tmp_path / "other.txt", seed=1)
     with pytest.raises(ValueError, match=r"^texts: their content is not what"):
         pretrain(out, tiny_config(other), resume=True)
+
+
+def test_a_run_is_extended_only_on_request(text, tmp_path):
+    config = tiny_config(text, steps=4)
+    pretrain(tmp_path, config)
+    longer = dataclasses.replace(config, steps=8)
+    with pytest.raises(ValueError, match=r"^steps: the checkpoint was trained with 4, got 8"):
+        pretrain(tmp_path, longer, resume=True)
+    with pytest.raises(ValueError, match=r"^steps: expected 4 or more to extend, got 3"):
+        pretrain(tmp_path, dataclasses.replace(config, steps=3), resume=True, extend=True)
+    with pytest.raises(ValueError, match=r"^lr: "):
+        pretrain(tmp_path, dataclasses.replace(longer, lr=1.0), resume=True, extend=True)
+    rates = [row.lr for row in pretrain(tmp_path, longer, resume=True, extend=True).rows]
+    schedule = {"peak": config.lr, "warmup": config.warmup, "floor": config.lr_floor}
+    expected = [learning_rate(step, steps=4 if step < 4 else 8, **schedule) for step in range(8)]
+    assert rates == pytest.approx(expected, rel=1e-5)  # 6 digits in the log
 
 
 def test_a_folder_with_a_run_is_not_overwritten(finished, text):

@@ -76,11 +76,11 @@ def test_a_killed_run_resumes_to_the_same_model(text, tmp_path):
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         one, other = (tmp_path / run / "model" / name for run in ("whole", "killed"))
         assert one.read_bytes() == other.read_bytes(), name
-    losses = [
-        [line.split(",")[:6] for line in (tmp_path / run / "train.csv").read_text().splitlines()]
-        for run in ("whole", "killed")
-    ]
-    assert losses[0][4:] == losses[1][4:]  # after the four comment lines
+    logs = [(tmp_path / run / "train.csv").read_text().splitlines() for run in ("whole", "killed")]
+    losses = [[line.split(",")[:6] for line in log if line[0] != "#"] for log in logs]
+    assert losses[0] == losses[1]
+    commands = [line for line in logs[1] if line.startswith("# command")]
+    assert commands[1] == f"# command: ridgeline train {tmp_path / 'killed'} --resume"
 
 
 @pytest.mark.parametrize(

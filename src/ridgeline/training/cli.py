@@ -36,6 +36,7 @@ def run(
     tokens: int | None,
     resume: bool,
     checkpoint: str | None,
+    extend: bool,
 ) -> None:
     """Trains and prints what came of it.
 
@@ -52,7 +53,12 @@ def run(
     config = make_config(settings, given, tokens=tokens, saved=saved)
     with TrainProgress(config.steps, console) as progress:
         result = pretrain(
-            out_dir, config, resume=resume, checkpoint=checkpoint, on_step=progress.update
+            out_dir,
+            config,
+            resume=resume,
+            checkpoint=checkpoint,
+            extend=extend,
+            on_step=progress.update,
         )
     for line in report(result):
         console.print(line)

@@ -106,12 +106,19 @@ class TrainConfig:
             raise ValueError(f"{unknown[0]}: unknown setting of a training run")
         return cls(**values)
 
-    def require_same(self, saved: "TrainConfig") -> None:
-        """Raises ``ValueError`` naming the first setting that differs from a checkpoint's."""
+    def require_same(self, saved: "TrainConfig", *, extend: bool = False) -> None:
+        """Raises ``ValueError`` naming the first setting that differs from a checkpoint's.
+
+        Args:
+            extend: ``steps`` may be larger.
+        """
+        if extend and self.steps < saved.steps:
+            raise ValueError(f"steps: expected {saved.steps} or more to extend, got {self.steps}")
         ours, theirs = self.to_dict(), saved.to_dict()
         for name in sorted(set(ours["model"]) | set(theirs["model"])):
             _require_equal(name, theirs["model"].get(name), ours["model"].get(name))
-        for name in sorted(set(ours) - {"model"} - FREE_ON_RESUME):
+        free = FREE_ON_RESUME | ({"steps"} if extend else set())
+        for name in sorted(set(ours) - {"model"} - free):
             _require_equal(name, theirs[name], ours[name])
 
 

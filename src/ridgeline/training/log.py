@@ -73,19 +73,22 @@ class Log:
     """Appends a row a step to ``path``; a resumed run first drops the rows after its checkpoint.
 
     Args:
-        step: step the run starts from; rows of later steps were lost with the killed process.
+        step: steps done; rows of later ones were lost with the killed process.
+        resumed: note this command beside those that the log names already.
 
     Raises:
         ValueError: rows before ``step`` are missing.
         OSError: the file cannot be written, here or in ``append``.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, *, resumed: bool = False) -> None:
         self.path = path
         self.rows = [row for row in read_rows(path) if row.step <= step] if step else []
         if [row.step for row in self.rows] != list(range(1, step + 1)):
             raise ValueError(f"log: {path}: expected a row for each of the steps 1 to {step}")
-        lines = _comments(path) if self.rows else header()
+        lines = header()
+        if resumed:
+            lines = [*_comments(path), f"# resumed after step {step}:", *lines]
         text = "\n".join([*lines, ",".join(COLUMNS), *map(_line, self.rows)]) + "\n"
         replace_file(path, text.encode())
 
@@ -124,7 +127,7 @@ _FLOATS = ("lr", "loss", "grad_norm", "tokens_per_second", "seconds")
 
 
 def _comments(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [line for line in lines if line.startswith("#")]
 
 

@@ -43,6 +43,7 @@ def pretrain(
     *,
     resume: bool = False,
     checkpoint: str | None = None,
+    extend: bool = False,
     on_step: Callable[[Row], None] | None = None,
 ) -> TrainResult:
     """Trains a model and writes it to ``out_dir/model``, with its log, curve and checkpoints.
@@ -54,6 +55,8 @@ def pretrain(
         config: all settings; a resumed run's must be those of its checkpoint.
         resume: go on from the latest checkpoint.
         checkpoint: go on from this one instead ("step-00000100"); later ones are removed.
+        extend: let a resumed run have more steps than its checkpoint was to have; the learning
+            rate follows the longer schedule from there on.
         on_step: called after every optimizer step.
 
     Raises:
@@ -63,8 +66,11 @@ def pretrain(
         OSError: the disk is full; the checkpoint before is intact.
     """
     out_dir = Path(out_dir)
-    saved = _saved(out_dir, config, checkpoint) if resume or checkpoint is not None else None
-    if saved is None and checkpoints.latest_name(out_dir / CHECKPOINTS) is not None:
+    saved = None
+    if resume or checkpoint is not None:
+        saved = checkpoints.load(out_dir / CHECKPOINTS, checkpoint)
+        config.require_same(saved_config(saved), extend=extend)
+    elif checkpoints.latest_name(out_dir / CHECKPOINTS) is not None:
         raise ValueError(f"out_dir: {out_dir} already holds a run; resume it or take another")
     torch.set_num_threads(config.threads)
     text = prepare_text(config, None if saved is None else saved.tokenizer)
@@ -76,7 +82,7 @@ def pretrain(
         state = TrainState.of_checkpoint(saved, config, text)
         checkpoints.go_back_to(out_dir / CHECKPOINTS, saved.name)
 
-    log = Log(out_dir / LOG, state.steps_done)
+    log = Log(out_dir / LOG, state.steps_done, resumed=saved is not None)
     baseline = text.baseline_loss()
     _train(state, log, out_dir / CHECKPOINTS, on_step)
     plot(log.rows, baseline, out_dir / CURVE)
@@ -96,12 +102,6 @@ def pretrain(
 def saved_config(saved: Checkpoint) -> TrainConfig:
     """The settings a checkpoint was trained with."""
     return TrainConfig.from_dict(saved.state["config"])
-
-
-def _saved(out_dir: Path, config: TrainConfig, name: str | None) -> Checkpoint:
-    saved = checkpoints.load(out_dir / CHECKPOINTS, name)
-    config.require_same(saved_config(saved))
-    return saved
 
 
 def _train(
