@@ -1,9 +1,12 @@
 """Rows, sequences and batches that hold nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ridgeline.testing import assert_matches, paged_case, run, tied_case
+from ridgeline.testing.layouts import clone
 
 MAKERS = [paged_case, tied_case]
 
@@ -59,6 +62,19 @@ def test_one_token(make, impl: str) -> None:
     values = case.v_cache if make is paged_case else case.state_cache
     page = case.block_table[0, 0]
     torch.testing.assert_close(out[0, 0], values[page, 0].expand_as(out[0, 0]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_nan_that_is_seen_is_not_hidden(make, impl: str) -> None:
+    """A NaN in a cached token spoils the rows that see it and no other sequence."""
+    case = make(0, lengths=[40, 40], dim=40, magnitude=1.0, causal=False, **_no_window(make))
+    for name in case.caches[:1] if make is tied_case else case.caches:
+        cache = clone(getattr(case, name))
+        page_size = cache.shape[1]
+        cache[case.block_table[1, 3 // page_size], 3 % page_size] = torch.nan
+        out, _ = run(replace(case, **{name: cache}), impl)
+        assert out[1].isnan().all()
+        assert out[0].isfinite().all()
 
 
 @pytest.mark.parametrize("make", MAKERS)

@@ -8,23 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from ridgeline.testing import assert_matches, paged_case, run, tied_case
 from ridgeline.testing.cases import DecodeCase
+from ridgeline.testing.layouts import FAR, far_along
 
 MAKERS = [paged_case, tied_case]
-FAR = 2**31 + 64
 SMALL = {"dtype": torch.bfloat16, "dim": 8, "kv_heads": 2, "group": 2, "page_size": 4}
 OPTIONS = {"lengths": [11, 3], "query_len": 2, "magnitude": 1.0}
-
-
-def far_along(x: Tensor, dim: int) -> Tensor:
-    """A copy of ``x`` whose last index along ``dim`` lies ``FAR`` elements or more away."""
-    strides = list(torch.empty_like(x, memory_format=torch.contiguous_format).stride())
-    strides[dim] = FAR // (x.shape[dim] - 1) + 1
-    numel = sum((n - 1) * s for n, s in zip(x.shape, strides, strict=True)) + 1
-    return torch.empty(numel, dtype=x.dtype).as_strided(x.shape, strides).copy_(x)
 
 
 def with_far_caches(case: DecodeCase, dim: int) -> DecodeCase:

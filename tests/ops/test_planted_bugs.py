@@ -9,7 +9,7 @@ from mutation import Mutation
 from torch import Tensor
 
 from ridgeline.ops.merge import reference as merge_reference
-from ridgeline.testing import implementations, problem, run
+from ridgeline.testing import problem, run
 from ridgeline.testing.cases import DecodeCase, MergeCase
 
 MASKS, PAGING, SOFTMAX = "common.masks", "common.paging", "common.softmax"
@@ -197,9 +197,3 @@ def test_a_planted_bug_is_found(op, bug: Mutation, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("op", ["paged_decode", "tied_decode", "merge"])
 def test_nothing_is_found_in_the_reference(op) -> None:
     assert problem(reference, op, fp8=True) is None
-
-
-@pytest.mark.parametrize("on", implementations()[1:])
-@pytest.mark.parametrize("op", ["paged_decode", "tied_decode"])
-def test_nothing_is_found_in_the_core(op, on: str) -> None:
-    assert problem(lambda case: run(case, on), op) is None

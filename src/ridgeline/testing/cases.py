@@ -8,7 +8,7 @@ from torch import Tensor
 Window = tuple[int | None, int | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PagedCase:
     """A call of ``paged_decode``; shapes as there."""
 
@@ -43,7 +43,7 @@ class PagedCase:
         return _describe(self, ("q", "k_cache", "v_cache"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TiedCase:
     """A call of ``tied_decode``; shapes as there."""
 
@@ -83,7 +83,7 @@ class TiedCase:
         return _describe(self, ("q_nope", "q_rope", "state_cache", "rope_cache"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MergeCase:
     """A call of ``merge``: ``outs [S, ..., d]``, ``lses [S, ...]``."""
 

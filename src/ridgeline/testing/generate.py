@@ -174,7 +174,7 @@ def _queries(draw: Draw) -> tuple[int, int, int]:
 
 def _lengths(draw: Draw, record: int, page_size: int, query_len: int) -> list[int]:
     """0 to 5 sequences whose lengths like 0, 1, L_q and the page's boundaries."""
-    most = max(4, min(300, MAX_CACHE // record))
+    most = max(4, min(draw.rng.choice((300, 300, 300, 1000)), MAX_CACHE // record))
     edge = page_size * draw.rng.randint(1, max(1, most // page_size))
     likes = [0, 1, query_len - 1, query_len, edge - 1, edge, edge + 1]
     likes += [draw.rng.randint(1, most) for _ in range(6)]

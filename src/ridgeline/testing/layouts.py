@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+FAR = 2**31 + 64  # elements: beyond 32 bits, and in 16-bit dtypes 128 when its bytes wrap around
+
 
 def strided(shape: Sequence[int], dtype: torch.dtype, rng: random.Random) -> Tensor:
     """A view of ``shape`` with a contiguous last dim into a bigger, permuted, offset buffer.
@@ -33,6 +35,17 @@ def records(
     x = _nan(num_pages * page_size * (heads * dim + rope_dim), dtype)
     x = x.view(num_pages, page_size, heads * dim + rope_dim)
     return x[..., : heads * dim].unflatten(-1, (heads, dim)), x[..., heads * dim :]
+
+
+def far_along(x: Tensor, dim: int) -> Tensor:
+    """A copy of ``x`` whose last index along ``dim`` lies ``FAR`` elements or more away.
+
+    Memory is committed only where it is touched, so that this costs little but address space.
+    """
+    strides = list(torch.empty_like(x, memory_format=torch.contiguous_format).stride())
+    strides[dim] = -(-FAR // (x.shape[dim] - 1))
+    numel = sum((n - 1) * s for n, s in zip(x.shape, strides, strict=True)) + 1
+    return torch.empty(numel, dtype=x.dtype).as_strided(x.shape, strides).copy_(x)
 
 
 def clone(x: Tensor) -> Tensor:

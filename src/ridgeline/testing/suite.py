@@ -6,6 +6,7 @@ few and each has a purpose, so that a whole set of planted bugs is checked in se
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Literal
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ridgeline.testing.cases import DecodeCase, MergeCase
-from ridgeline.testing.generate import FP8, merge_case, paged_case, tied_case
+from ridgeline.testing.generate import DIMS, FP8, merge_case, paged_case, tied_case
+from ridgeline.testing.layouts import far_along
 from ridgeline.testing.poison import poisoned
 from ridgeline.testing.tolerance import violations
 
@@ -23,6 +25,23 @@ Run = Callable[[DecodeCase | MergeCase], tuple[Tensor, Tensor]]
 F32, F64 = torch.float32, torch.float64
 _PLAIN = {"magnitude": 1.0, "softcap": 0.0, "window": None, "causal": True, "strides": True}
 _SHAPE = {"lengths": [37, 9, 0, 16, 2], "page_size": 8, "query_len": 3, "kv_heads": 2, "group": 3}
+# Query rows of a cached head, 1 to 40, as kernels block them; widths of a part of a vector to many.
+_ROWS = [
+    ({"query_len": length, "kv_heads": heads, "group": group}, dim)
+    for length, heads, group, dim in (
+        (1, 2, 1, 64),
+        (2, 1, 1, 100),
+        (1, 1, 3, 17),
+        (1, 2, 4, 128),
+        (1, 1, 7, 80),
+        (2, 1, 6, 76),
+        (3, 1, 5, 3),
+        (5, 1, 4, 40),
+        (1, 1, 32, 96),
+        (5, 1, 8, 20),
+    )
+]
+_TWO_PAGES = {"dtype": torch.bfloat16, "lengths": [4], "page_size": 2, "spare_pages": 0}
 
 
 @cache
@@ -51,7 +70,7 @@ def problem(run: Run, op: Op, *, fp8: bool = False) -> str | None:
         try:
             out, lse = run(case)
             wrong = violations(case, out, lse)
-            if wrong is None and not isinstance(case, MergeCase):
+            if wrong is None and not isinstance(case, MergeCase) and not _is_far(case):
                 wrong = _reads_poison(run, case, out, lse)
         except Exception as e:
             wrong = f"raised {type(e).__name__}: {e}"
@@ -66,6 +85,24 @@ def _reads_poison(run: Run, case: DecodeCase, out: Tensor, lse: Tensor) -> str |
         if not (torch.equal(again[0], out) and torch.equal(again[1], lse)):
             return f"the result depends on memory that no query sees (set to {value})"
     return None
+
+
+def _far(case: DecodeCase) -> DecodeCase:
+    """The case with its first cache's pages, and its second one's tokens, beyond 32-bit offsets.
+
+    Of two indices along a far dim the second is at ``FAR``, which wraps into the buffer: a wrong
+    result, not a crash.
+    """
+    first, second = case.caches
+    caches = {
+        first: far_along(getattr(case, first), 0),
+        second: far_along(getattr(case, second), 1),
+    }
+    return replace(case, **caches)
+
+
+def _is_far(case: DecodeCase) -> bool:
+    return getattr(case, case.caches[0]).untyped_storage().nbytes() > 2**31
 
 
 def _paged(fp8: bool) -> tuple[DecodeCase, ...]:
@@ -91,6 +128,14 @@ def _paged(fp8: bool) -> tuple[DecodeCase, ...]:
     made.append(paged_case(20, **plain | {"dtype": F32, "window": (7, 3)}))
     for splits in (1, 2, 7, 64):
         made.append(paged_case(splits, **plain | {"dtype": F32, "num_splits": splits}))
+    made.append(_far(paged_case(0, **plain | _TWO_PAGES)))
+    for n, (heads, dim) in enumerate(_ROWS):
+        shape = heads | {"dim": dim, "value_dim": DIMS[-n % 9], "lengths": [150, 301]}
+        made.append(paged_case(n, **plain | shape | {"dtype": torch.bfloat16, "num_splits": n % 4}))
+    wide = {"kv_heads": 8, "group": 1, "dim": 192, "value_dim": 80, "lengths": [40]}
+    made.append(paged_case(0, **plain | wide | {"dtype": F32}))
+    long = {"lengths": [700, 300], "dim": 8, "value_dim": 8, "dtype": F32, "num_splits": 3}
+    made.append(paged_case(0, **plain | long))
     if fp8:
         for seed, kind in enumerate(("number", "head", 1, 4)):
             fp8_cache = {"dtype": F32, "cache_dtype": FP8, "scale_kind": kind}
@@ -120,6 +165,10 @@ def _tied(fp8: bool) -> tuple[DecodeCase, ...]:
     ]
     for splits in (1, 2, 7, 64):
         made.append(tied_case(splits, **plain | {"dtype": F32, "num_splits": splits}))
+    made.append(_far(tied_case(0, **plain | _TWO_PAGES)))
+    for n, (heads, dim) in enumerate(_ROWS):
+        shape = heads | {"dim": dim, "nope_dim": max(1, dim - 4 * n), "lengths": [150, 301]}
+        made.append(tied_case(n, **plain | shape | {"dtype": torch.bfloat16, "num_splits": n % 4}))
     if fp8:
         for seed, kind in enumerate(("number", "head", 1, 4)):
             fp8_cache = {"dtype": F32, "cache_dtype": FP8, "scale_kind": kind}

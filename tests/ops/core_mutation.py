@@ -1,0 +1,113 @@
+"""Building the CPU core with a bug planted in its C++ source.
+
+The parts that no mutation touches are compiled once per test run and shared by its processes; a
+mutation then compiles the schedule and the decode loop of one instruction set, in about two
+seconds. Optimisation is low: these builds are for finding wrong results.
+"""
+
+import fcntl
+import platform
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+
+import nanobind
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+CSRC = Path(__file__).parents[2] / "csrc"
+NANOBIND = Path(nanobind.__file__).parent
+INCLUDES = (NANOBIND / "include", NANOBIND / "ext/robin_map/include", sysconfig.get_path("include"))
+COMPILE = ["c++", "-std=gnu++17", "-O1", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
+COMPILE += ["-fno-math-errno", "-fno-trapping-math", *(f"-I{path}" for path in INCLUDES)]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
+FLAGS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+
+
+@dataclass(frozen=True)
+class CoreMutation:
+    """``old`` becomes ``new`` in ``csrc/<file>``, seen by instruction set ``isa``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    isa: str = "portable"
+
+    def build(self, base: Path, into: Path) -> ModuleType:
+        """The mutated core; ``base`` holds what ``build_base`` made."""
+        for path in CSRC.iterdir():
+            (into / path.name).write_text(path.read_text())
+        source = (into / self.file).read_text()
+        assert source.count(self.old) == 1, f"{self.name}: {self.old!r} is not one place"
+        (into / self.file).write_text(source.replace(self.old, self.new))
+        schedule = base / "schedule.o"
+        if self.file in ("schedule.cpp", "decode.h"):
+            schedule = into / "schedule.o"
+            _compile(into / "schedule.cpp", schedule)
+        _compile(into / "decode_isa.cpp", into / "decode.o", self.isa)
+        others = [base / f"decode_{isa}.o" for isa in _built(base) if isa != self.isa]
+        objects = [schedule, into / "decode.o", *others]
+        return _load(_link([*objects, *(base / f"{part}.o" for part in SHARED)], into))
+
+
+SHARED = ("bindings", "isa", "roofs", "nb_combined")
+
+
+def build_base(directory: Path) -> None:
+    """Compiles what mutations share, once: other processes wait for the one that came first."""
+    with _locked(directory / "lock"):
+        if (directory / "done").exists():
+            return
+        common = ("schedule", "bindings", "isa", "roofs")
+        jobs = [(CSRC / f"{part}.cpp", directory / f"{part}.o", None) for part in common]
+        jobs.append((NANOBIND / "src/nb_combined.cpp", directory / "nb_combined.o", None))
+        jobs += [
+            (CSRC / "decode_isa.cpp", directory / f"decode_{isa}.o", isa)
+            for isa in (FLAGS if X86 else ("portable",))
+        ]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda job: _compile(*job), jobs))
+        (directory / "done").touch()
+
+
+def _built(base: Path) -> list[str]:
+    return [path.stem.removeprefix("decode_") for path in base.glob("decode_*.o")]
+
+
+def _compile(source: Path, target: Path, isa: str | None = None) -> None:
+    options = [] if isa is None else [f"-DRIDGELINE_ISA={isa}", *FLAGS[isa]]
+    options += ["-DRIDGELINE_X86"] if X86 and source.name == "isa.cpp" else []
+    _run([*COMPILE, *options, "-c", str(source), "-o", str(target)])
+
+
+def _link(objects: list[Path], into: Path) -> Path:
+    target = into / "_core.so"
+    _run(["c++", "-shared", "-fopenmp", *map(str, objects), "-o", str(target)])
+    return target
+
+
+def _load(path: Path) -> ModuleType:
+    loader = ExtensionFileLoader("_core", str(path))
+    module = module_from_spec(spec_from_loader("_core", loader))
+    loader.exec_module(module)
+    return module
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
