@@ -132,12 +132,12 @@ def test_empty_rows_have_no_budget() -> None:
 
 
 def test_bands_are_of_the_size_of_roundings() -> None:
-    """For scores of about 1 the band of float32 is below 1e-5 of the largest value."""
+    """For scores of about 1 the band of float32 is below 2e-5 of the largest value."""
     case = paged_case(0, dtype=torch.float32, lengths=[200], magnitude=1.0, dim=128, window=None)
     exact = expected(case)
     out, lse = bands(exact, torch.float32, torch.float32)
-    assert (out.amax(-1) < 1e-5 * exact.peak).all()
-    assert (lse < 3e-5).all()
+    assert (out.amax(-1) < 2e-5 * exact.peak).all()
+    assert (lse < 5e-5).all()
 
 
 @pytest.mark.parametrize("make", [paged_case, tied_case])
