@@ -27,6 +27,8 @@ COLUMNS = (
     "seconds",
 )
 
+_FLOATS = ("lr", "loss", "grad_norm", "tokens_per_second", "seconds")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -121,9 +123,6 @@ def read_rows(path: Path) -> list[Row]:
         except (TypeError, ValueError):
             break
     return rows
-
-
-_FLOATS = ("lr", "loss", "grad_norm", "tokens_per_second", "seconds")
 
 
 def _comments(path: Path) -> list[str]:
