@@ -41,7 +41,8 @@ class TrainConfig:
         eval_every: steps between evaluations; the last step is always evaluated.
         save_every: steps between checkpoints; the last step is always saved.
         seed: of the initial weights and of the order of the data.
-        threads: torch's threads, set for the whole process. Another number sums in another order and changes the last bits.
+        threads: torch's threads, set for the whole process. Another number sums in another order
+            and changes the last bits.
 
     Raises:
         ValueError, TypeError: a value is impossible; the message names the field.
