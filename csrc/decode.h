@@ -42,7 +42,8 @@ struct DecodeArgs {
   float scale = 0, softcap = 0;
   bool causal = true;
   int64_t window_left = -1, window_right = -1;
-  int num_splits = 0, threads = 1, prefetch = 1;
+  int num_splits = 0, threads = 1;
+  int prefetch = 1;  // distance in tiles, 0 for none
 
   int group() const { return heads / kv_heads; }
   int rows() const { return group() * query_len; }  // query rows that share a cached head
@@ -69,7 +70,7 @@ struct Group {
 };
 
 struct Schedule {
-  int tile = 0;  // tokens a tile
+  int tile = 0;  // tokens
   std::vector<Piece> pieces;
   std::vector<Group> groups;
   int64_t partials = 0;

@@ -25,6 +25,22 @@ struct Visible {
   }
 };
 
+// Cuts one block of memory into aligned arrays.
+class Cutter {
+ public:
+  explicit Cutter(char* begin) : at_(begin) {}
+  template <class P>
+  P* take(int64_t count) {
+    char* begin = at_;
+    at_ += align64(count * int64_t(sizeof(P)));
+    return reinterpret_cast<P*>(begin);
+  }
+  char* at() const { return at_; }
+
+ private:
+  char* at_;
+};
+
 template <class Engine>
 class Decode {
   using T = typename Engine::Element;
@@ -34,43 +50,60 @@ class Decode {
       : a_(a),
         s_(s),
         engine_(a.q_nope.dim, a.q_rope.dim, a.value.dim, a.rows()),
-        rows_(engine_.out_rows()) {
-    query_bytes_ = align64(engine_.query_bytes() * s.max_heads);
-    score_bytes_ = align64(engine_.score_bytes(s.tile));
-    row_bytes_ = align64(rows_ * 4);
-    zero_bytes_ = align64(int64_t(sizeof(T)) * (a.key.dim + a.rope.dim + a.value.dim) + 64);
-    state_floats_ = align64(s.max_heads * rows_ * (engine_.out_width() + 2) * 4) / 4;
-    thread_bytes_ = query_bytes_ + score_bytes_ + 3 * row_bytes_ + zero_bytes_ + state_floats_ * 4 +
-                    align64(engine_.out_width() * 4);
-  }
+        rows_(engine_.out_rows()),
+        width_(engine_.out_width()),
+        query_bytes_(engine_.query_bytes()),
+        score_bytes_(align64(engine_.score_bytes(s.tile))),
+        state_floats_(align64(s.max_heads * rows_ * (width_ + 2) * 4) / 4),
+        scratch_bytes_(Scratch(*this, nullptr).bytes) {}
 
   void run() {
-    char* memory = workspace(thread_bytes_ * s_.threads + s_.partials * state_floats_ * 4);
-    partials_ = reinterpret_cast<float*>(memory + thread_bytes_ * s_.threads);
+    char* memory = workspace(scratch_bytes_ * s_.threads + s_.partials * state_floats_ * 4);
+    partials_ = reinterpret_cast<float*>(memory + scratch_bytes_ * s_.threads);
     const int64_t pieces = int64_t(s_.pieces.size()), groups = int64_t(s_.groups.size());
     const int64_t rows = int64_t(a_.rows()) * s_.max_heads;
 #pragma omp parallel num_threads(s_.threads)
     {
-      char* mine = memory + thread_bytes_ * omp_get_thread_num();
-      std::memset(mine, 0, thread_bytes_ - state_floats_ * 4);
+      const Scratch mine(*this, memory + scratch_bytes_ * omp_get_thread_num());
+      mine.clear();
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < pieces; i++) piece(s_.pieces[i], mine);
 #pragma omp for schedule(static)
-      for (int64_t i = 0; i < groups * rows; i++) merge(s_.groups[i / rows], int(i % rows), mine);
+      for (int64_t i = 0; i < groups * rows; i++)
+        merge(s_.groups[i / rows], int(i % rows), mine.row);
     }
   }
 
  private:
-  // (O, m, l) of the heads of a piece.
-  float* out_of(float* state, int h) const { return state + h * rows_ * engine_.out_width(); }
+  // A thread's memory; `query` holds all heads of a piece, `score` and `corr` one.
+  struct Scratch {
+    Scratch(const Decode& d, char* begin) {
+      Cutter memory(begin);
+      query = memory.take<char>(d.query_bytes_ * d.s_.max_heads);
+      lo = memory.take<int>(d.rows_);
+      hi = memory.take<int>(d.rows_);
+      row = memory.take<float>(d.width_);
+      cleared = memory.at() - begin;
+      score = memory.take<char>(d.score_bytes_);
+      corr = memory.take<float>(d.rows_);
+      state = memory.take<float>(d.state_floats_);
+      bytes = memory.at() - begin;
+    }
+    // The padding of queries and of rows is zeros.
+    void clear() const { std::memset(query, 0, cleared); }
+
+    char *query, *score;
+    int *lo, *hi;
+    float *row, *corr, *state;
+    int64_t cleared, bytes;
+  };
+
+  // A state holds (O, m, l) of the heads of a piece.
+  float* out_of(float* state, int h) const { return state + h * rows_ * width_; }
   float* m_of(float* state, int h) const {
-    return state + s_.max_heads * rows_ * engine_.out_width() + 2 * h * rows_;
+    return state + s_.max_heads * rows_ * width_ + 2 * h * rows_;
   }
   float* l_of(float* state, int h) const { return m_of(state, h) + rows_; }
-  float* scratch_row(char* mine) const {
-    return reinterpret_cast<float*>(mine + query_bytes_ + score_bytes_ + 3 * row_bytes_ +
-                                    zero_bytes_);
-  }
 
   void pack_queries(const Piece& p, char* buffer) const {
     const int group = a_.group();
@@ -86,46 +119,40 @@ class Decode {
       }
   }
 
-  void piece(const Piece& p, char* mine) const {
-    char *query = mine, *score = query + query_bytes_, *corr_bytes = score + score_bytes_;
-    float* corr = reinterpret_cast<float*>(corr_bytes);
-    int* lo = reinterpret_cast<int*>(corr_bytes + row_bytes_);
-    int* hi = reinterpret_cast<int*>(corr_bytes + 2 * row_bytes_);
-    const char* zeros = corr_bytes + 3 * row_bytes_;
-    float* local = scratch_row(mine) + align64(engine_.out_width() * 4) / 4;
-    float* state = p.partial < 0 ? local : partials_ + p.partial * state_floats_;
+  void piece(const Piece& p, const Scratch& mine) const {
+    float* state = p.partial < 0 ? mine.state : partials_ + p.partial * state_floats_;
     const int heads = p.head_end - p.head_begin, size = s_.tile;
     for (int h = 0; h < heads; h++) {
-      std::memset(out_of(state, h), 0, rows_ * engine_.out_width() * 4);
+      std::memset(out_of(state, h), 0, rows_ * width_ * 4);
       for (int r = 0; r < rows_; r++) m_of(state, h)[r] = -kInf, l_of(state, h)[r] = 0.0f;
     }
-    pack_queries(p, query);
+    pack_queries(p, mine.query);
     const Logits logits{a_.scale, a_.softcap};
     Tile tile, ahead;
     Prefetch prefetch;
     for (int64_t t = p.token_begin; t < p.token_end; t += size) {
-      locate(a_, p, t, int(std::min<int64_t>(size, p.token_end - t)), size, zeros, tile);
+      locate(a_, p, t, int(std::min<int64_t>(size, p.token_end - t)), size, tile);
       const int64_t next = t + int64_t(a_.prefetch) * size;
       if (a_.prefetch && next < p.token_end) {
         const int count = int(std::min<int64_t>(size, p.token_end - next));
-        locate(a_, p, next, count, count, zeros, ahead);
+        locate(a_, p, next, count, count, ahead);
         prefetch.start(a_, p, ahead, sizeof(T), engine_.prefetch_steps(size, heads));
       } else {
         prefetch.stop();
       }
-      const bool edge = visible_part(p, t, tile.tokens, lo, hi);
+      const bool edge = visible_part(p, t, tile.tokens, mine.lo, mine.hi);
       for (int h = 0; h < heads; h++) {
-        engine_.scores(query + h * engine_.query_bytes(), tile, size, h * a_.key.head_stride, score,
-                       prefetch);
-        const bool grew = engine_.softmax(score, size, logits, edge, lo, hi, m_of(state, h),
-                                          l_of(state, h), corr);
-        engine_.values(score, tile, size, h * a_.value.head_stride, grew, corr, out_of(state, h),
-                       prefetch);
+        engine_.scores(mine.query + h * query_bytes_, tile, size, h * a_.key.head_stride,
+                       mine.score, prefetch);
+        const bool grew = engine_.softmax(mine.score, size, logits, edge, mine.lo, mine.hi,
+                                          m_of(state, h), l_of(state, h), mine.corr);
+        engine_.values(mine.score, tile, size, h * a_.value.head_stride, grew, mine.corr,
+                       out_of(state, h), prefetch);
       }
       prefetch.finish();
     }
     if (p.partial < 0)
-      for (int r = 0; r < heads * a_.rows(); r++) emit(p, r, &state, 1, scratch_row(mine));
+      for (int r = 0; r < heads * a_.rows(); r++) emit(p, r, state, 1, mine.row);
   }
 
   // Fills lo and hi with each row's part of the tile at `begin`; false if every row sees all of it.
@@ -142,31 +169,29 @@ class Decode {
     return edge;
   }
 
-  void merge(const Group& group, int r, char* mine) const {
+  void merge(const Group& group, int r, float* row) const {
     const Piece& p = s_.pieces[group.first];
     if (r >= (p.head_end - p.head_begin) * a_.rows()) return;
-    float* state = partials_ + p.partial * state_floats_;
-    emit(p, r, &state, group.count, scratch_row(mine));
+    emit(p, r, partials_ + p.partial * state_floats_, group.count, row);
   }
 
-  // Writes row r (of heads x rows) of a piece from `count` partial states, the first at *state and
-  // the others behind it: out = sum w_s O_s / sum w_s l_s with w_s = 2^(m_s - m).
-  void emit(const Piece& p, int r, float* const* state, int count, float* row) const {
+  // Writes row r (of heads x rows) of a piece from `count` partial states, one behind another:
+  // out = sum w_s O_s / sum w_s l_s with w_s = 2^(m_s - m).
+  void emit(const Piece& p, int r, float* states, int count, float* row) const {
     const int h = r / a_.rows(), q = r % a_.rows();
     float top = -kInf, den = 0.0f;
-    for (int s = 0; s < count; s++) top = std::max(top, m_of(*state + s * state_floats_, h)[q]);
-    const int64_t width = engine_.out_width();
-    for (int64_t d = 0; d < width; d++) row[d] = 0.0f;
+    for (int s = 0; s < count; s++) top = std::max(top, m_of(states + s * state_floats_, h)[q]);
+    for (int64_t d = 0; d < width_; d++) row[d] = 0.0f;
     for (int s = 0; s < count; s++) {
-      float* part = *state + s * state_floats_;
+      float* part = states + s * state_floats_;
       const float w = std::exp2(m_of(part, h)[q] - finite_max(top));
-      const float* o = out_of(part, h) + q * width;
+      const float* o = out_of(part, h) + q * width_;
       den += w * l_of(part, h)[q];
-      for (int64_t d = 0; d < width; d += Vec::kWidth)
+      for (int64_t d = 0; d < width_; d += Vec::kWidth)
         Vec::fma(Vec::set(w), Vec::load(o + d), Vec::load(row + d)).store(row + d);
     }
     const float inverse = den == 0.0f ? 0.0f : 1.0f / den;
-    for (int64_t d = 0; d < width; d++) row[d] *= inverse;
+    for (int64_t d = 0; d < width_; d++) row[d] *= inverse;
     const int64_t group = a_.group(), i = q / group, head = (p.head_begin + h) * group + q % group;
     const int64_t index = (int64_t(p.batch) * a_.query_len + i) * a_.heads + head;
     engine_.store_row(row, reinterpret_cast<T*>(a_.out) + index * a_.value.dim);
@@ -176,8 +201,7 @@ class Decode {
   const DecodeArgs& a_;
   const Schedule& s_;
   const Engine engine_;
-  const int64_t rows_;
-  int64_t query_bytes_, score_bytes_, row_bytes_, zero_bytes_, state_floats_, thread_bytes_;
+  const int64_t rows_, width_, query_bytes_, score_bytes_, state_floats_, scratch_bytes_;
   float* partials_ = nullptr;
 };
 

@@ -116,6 +116,7 @@ class EngineBf16 {
 
   static constexpr int kNarrow = 8;  // tokens in registers for one or two groups of rows
   static constexpr int64_t kQueryBytesInL1 = 20 << 10;
+  static constexpr int kAhead = 8;  // tokens between a value and its prefetch into L1
 
   // Blocks of 8 rows x 32 dims instead of 4 x 64: less to interleave while rows are few.
   bool eight_rows() const { return rows_ > 4 && rows_ < 32; }
@@ -143,7 +144,7 @@ class EngineBf16 {
               acc[c][i][j] = _mm512_setzero_ps();
       const char *nope[T], *rope[T];
       RIDGELINE_UNROLL for (int j = 0; j < T; j++) {
-        nope[j] = tile.key[t + j] + (t + j < tile.tokens ? key_offset : 0);
+        nope[j] = tile.key[t + j] + key_offset;
         rope[j] = tile.rope[t + j];
       }
       dot<NG, T, CHAINS>(acc, q, nope, nope_, prefetch);
@@ -292,17 +293,24 @@ class EngineBf16 {
       }
     };
     const int64_t skip = x.offset + d * 2;
+    // Into L1, by the first of several row blocks; one block alone leaves no time for it.
+    const bool ahead = rows_ > 4 && r == 0;
     const int tokens = x.tile.tokens;
     int t = 0;
     for (; t + 16 <= tokens; t += 16) {
       prefetch.step();
 #pragma GCC unroll 2
-      for (int u = t; u < t + 16; u += 2)
+      for (int u = t; u < t + 16; u += 2) {
+        if (ahead && u + kAhead < x.size) {
+          __builtin_prefetch(x.tile.value[u + kAhead] + skip, 0, 3);
+          __builtin_prefetch(x.tile.value[u + kAhead + 1] + skip, 0, 3);
+        }
         pair(u, x.tile.value[u] + skip, x.tile.value[u + 1] + skip);
+      }
     }
     for (; t + 2 <= tokens; t += 2) pair(t, x.tile.value[t] + skip, x.tile.value[t + 1] + skip);
-    // The partner of an odd last token is a record of zeros (its probability is 0 as well).
-    if (t < tokens) pair(t, x.tile.value[t] + skip, x.tile.value[t + 1] + d * 2);
+    // The partner of an odd last token is that token again, with probability 0.
+    if (t < tokens) pair(t, x.tile.value[t] + skip, x.tile.value[t + 1] + skip);
     RIDGELINE_UNROLL for (int i = 0; i < NR; i++) RIDGELINE_UNROLL for (int j = 0; j < NV; j++)
         _mm512_store_ps(out + i * width + 16 * j, acc[i][j]);
   }

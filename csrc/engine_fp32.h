@@ -109,9 +109,7 @@ class EngineFp32 {
           acc[i][j] = Vec::set(0.0f);
       const T *nope[4], *rope[4];
       RIDGELINE_UNROLL for (int j = 0; j < 4; j++) {
-        // A slot behind the last token points to zeros of one head's width: no head offset there.
-        nope[j] =
-            reinterpret_cast<const T*>(tile.key[t + j] + (t + j < tile.tokens ? key_offset : 0));
+        nope[j] = reinterpret_cast<const T*>(tile.key[t + j] + key_offset);
         rope[j] = reinterpret_cast<const T*>(tile.rope[t + j]);
       }
       dot<NR>(acc, q + r * width, width, nope, nope_);

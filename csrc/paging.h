@@ -18,10 +18,10 @@ struct Tile {
   const char* value[kMaxTile];
 };
 
-// Fills `tile` with tokens [begin, begin + count) of sequence b; slots up to `size` point to
-// `zeros`, so that kernels may run over whole tiles without touching what is not theirs.
+// Fills `tile` with tokens [begin, begin + count) of sequence b, count >= 1. Slots up to `size`
+// repeat the last of them: kernels run over whole tiles and mask what lies behind.
 inline void locate(const DecodeArgs& a, const Piece& piece, int64_t begin, int count, int size,
-                   const char* zeros, Tile& tile) {
+                   Tile& tile) {
   tile.tokens = count;
   int64_t index = begin / a.page_size, offset = begin % a.page_size;
   const int64_t key_head = piece.head_begin * a.key.head_stride;
@@ -30,15 +30,19 @@ inline void locate(const DecodeArgs& a, const Piece& piece, int64_t begin, int c
     const int64_t page = a.page(piece.batch, index);
     const int64_t stop = std::min<int64_t>(a.page_size, offset + count - t);
     const char* key = a.key.base + page * a.key.page_stride + key_head;
-    const char* rope = a.rope.dim ? a.rope.base + page * a.rope.page_stride : zeros;
+    const char* rope = a.rope.base + page * a.rope.page_stride;
     const char* value = a.value.base + page * a.value.page_stride + value_head;
     for (; offset < stop; offset++, t++) {
       tile.key[t] = key + offset * a.key.token_stride;
-      tile.rope[t] = rope + (a.rope.dim ? offset * a.rope.token_stride : 0);
+      tile.rope[t] = rope + offset * a.rope.token_stride;
       tile.value[t] = value + offset * a.value.token_stride;
     }
   }
-  for (int t = count; t < size; t++) tile.key[t] = tile.rope[t] = tile.value[t] = zeros;
+  for (int t = count; t < size; t++) {
+    tile.key[t] = tile.key[count - 1];
+    tile.rope[t] = tile.rope[count - 1];
+    tile.value[t] = tile.value[count - 1];
+  }
 }
 
 // Walks the bytes of a tile in steps spread over the work on the tile before it, asking for each
@@ -50,31 +54,51 @@ class Prefetch {
     left_ = 0;
     at_ = end_ = nullptr;
     const int heads = piece.head_end - piece.head_begin;
-    add_heads(tile.key, tile.tokens, heads, a.key, element);
-    if (a.rope.dim)
-      for (int t = 0; t < tile.tokens; t++) add(tile.rope[t], int64_t(a.rope.dim) * element);
+    const int64_t width = int64_t(a.key.dim) * element, rope = int64_t(a.rope.dim) * element;
+    // A record of states with the RoPE key behind them is one run of bytes.
+    const bool record = rope && (heads == 1 || a.key.head_stride == width) &&
+                        tile.rope[0] == tile.key[0] + heads * width;
+    if (record) {
+      for (int t = 0; t < tile.tokens; t++) add(tile.key[t], heads * width + rope);
+    } else {
+      add_heads(tile.key, tile.tokens, heads, a.key, element);
+      for (int t = 0; rope && t < tile.tokens; t++) add(tile.rope[t], rope);
+    }
     if (!a.tied) add_heads(tile.value, tile.tokens, heads, a.value, element);
-    per_step_ = int((left_ + steps - 1) / std::max(steps, 1));
+    per_step_ = (left_ + steps * 2 - 1) / (steps * 2) * kStride;
   }
   void stop() { segments_ = next_ = 0, per_step_ = 0, at_ = end_ = nullptr; }
   // What the steps left over: the last tile of a piece takes fewer.
   void finish() {
-    while (per_step_ && (at_ < end_ || next_ < segments_)) step();
+    while (per_step_) step();
   }
 
   void __attribute__((always_inline)) step() {
-    for (int i = 0; i < per_step_; i++, at_ += 64) {
+    const char* stop = at_ + per_step_;
+    if (__builtin_expect(stop <= end_, 1)) {
+      for (; at_ < stop; at_ += kStride) {
+        __builtin_prefetch(at_, 0, 2);
+        __builtin_prefetch(at_ + 64, 0, 2);
+      }
+    } else {
+      cross(per_step_);
+    }
+  }
+
+ private:
+  static constexpr int kSegments = 512, kStride = 128;  // bytes a turn of the loop
+
+  // A step that runs over the end of a segment.
+  void __attribute__((noinline)) cross(int64_t bytes) {
+    for (; bytes > 0; bytes -= 64, at_ += 64) {
       if (at_ >= end_) {
-        if (next_ == segments_) return;
+        if (next_ == segments_) return stop();
         at_ = begin_of_[next_];
         end_ = end_of_[next_++];
       }
       __builtin_prefetch(at_, 0, 2);
     }
   }
-
- private:
-  static constexpr int kSegments = 512;
 
   void add_heads(const char* const* tokens, int count, int heads, const CachedOperand& x,
                  int element) {
@@ -98,8 +122,9 @@ class Prefetch {
 
   const char* begin_of_[kSegments];
   const char* end_of_[kSegments];
-  int segments_ = 0, next_ = 0, per_step_ = 0;
-  int64_t left_ = 0;  // lines
+  int segments_ = 0, next_ = 0;
+  int64_t per_step_ = 0;  // bytes
+  int64_t left_ = 0;      // lines
   const char *at_ = nullptr, *end_ = nullptr;
 };
 

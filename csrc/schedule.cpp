@@ -23,11 +23,14 @@ int64_t head_bytes(const DecodeArgs& a) {
   return int64_t(element_size(a.dtype)) * (a.key.dim + (a.tied ? 0 : a.value.dim));
 }
 
-// Many query rows amortise a longer tile: their scores, not the loads, fill the time.
+int64_t record_bytes(const DecodeArgs& a, int heads) {
+  return heads * head_bytes(a) + int64_t(element_size(a.dtype)) * a.rope.dim;
+}
+
+// Several blocks of query rows share what a longer tile leaves in L1; four rows are one block.
 int tile_tokens(const DecodeArgs& a, int heads) {
-  const int64_t record = heads * head_bytes(a) + int64_t(element_size(a.dtype)) * a.rope.dim;
-  const int64_t bytes = a.rows() >= 32 ? 2 * kTileBytes : kTileBytes;
-  return int(std::clamp<int64_t>(bytes / record / 16 * 16, 32, 128));
+  const int64_t bytes = a.rows() > 4 ? 2 * kTileBytes : kTileBytes;
+  return int(std::clamp<int64_t>(bytes / record_bytes(a, heads) / 16 * 16, 32, 128));
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ PLANTED = [
         "piece.head_begin * a.key.head_stride",
     ),
     CoreMutation(
-        "rope-of-the-page's-start", "paging.h", "a.rope.dim ? offset * a.rope.token_stride : 0", "0"
+        "rope-of-the-page's-start", "paging.h", "rope + offset * a.rope.token_stride", "rope"
     ),
     CoreMutation("causal-top-left", LOOP, "position = length - a.query_len + i", "position = i"),
     CoreMutation("causal-excludes-itself", LOOP, "? position + 1 : length", "? position : length"),
