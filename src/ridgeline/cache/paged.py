@@ -1,12 +1,30 @@
 """The storage of the cache: pages of tokens, for all layers, that layers write and kernels read."""
 
+import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ridgeline.cache.spec import CacheSpec
 from ridgeline.ops.common import check
+
+HUGE_PAGE = 2 << 20  # bytes
+
+
+def _storage(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Uninitialised memory; on a CPU in huge pages, where the system gives them.
+
+    Reading a cache in random pages misses the TLB at every 4 KiB otherwise, and the prefetch with
+    it. numpy asks for huge pages (madvise), torch does not.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    if torch.device(device).type != "cpu" or nbytes < HUGE_PAGE:
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = np.empty(nbytes + HUGE_PAGE, dtype=np.uint8)
+    start = -memory.ctypes.data % HUGE_PAGE
+    return torch.from_numpy(memory[start : start + nbytes]).view(dtype).view(shape)
 
 
 class PagedCache:
@@ -17,7 +35,7 @@ class PagedCache:
     then the RoPE key: ``[num_layers, num_pages, page_size, heads * dim + rope_dim]``.
 
     The memory is uninitialised: on a CPU the system commits a page of it when it is first
-    written, so a large ``num_pages`` costs address space only.
+    written (a huge page of 2 MiB), so a large ``num_pages`` costs address space only.
 
     Args:
         spec: the cache of one layer on this rank.
@@ -54,13 +72,13 @@ class PagedCache:
         with torch.inference_mode(False):
             if spec.kind == "paired":
                 self._stores = tuple(
-                    torch.empty(*tokens, spec.heads, dim, dtype=dtype, device=device)
+                    _storage((*tokens, spec.heads, dim), dtype, device)
                     for dim in (spec.dim, spec.value_dim)
                 )
                 views = self._stores
             else:
                 width = spec.heads * spec.dim
-                record = torch.empty(*tokens, width + spec.rope_dim, dtype=dtype, device=device)
+                record = _storage((*tokens, width + spec.rope_dim), dtype, device)
                 self._stores = (record,)
                 views = (
                     record[..., :width].unflatten(-1, (spec.heads, spec.dim)),

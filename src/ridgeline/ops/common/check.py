@@ -70,7 +70,8 @@ def count(name: str, x: object, *, minimum: int = 0, maximum: int = 2**31 - 1) -
     if isinstance(x, bool) or not isinstance(x, int):
         raise TypeError(f"{name}: expected an int, got {type(x).__name__}")
     if not minimum <= x <= maximum:
-        raise ValueError(f"{name}: expected {minimum} to {maximum}, got {x}")
+        bound = f"at least {minimum}" if x < minimum else f"at most {maximum}"
+        raise ValueError(f"{name}: expected {bound}, got {x}")
     return x
 
 
