@@ -232,7 +232,7 @@ def bench_e2e(
     ] = "gta,mla,gla",
     layers: Annotated[int, typer.Option(min=1)] = 8,
     hidden: Annotated[int, typer.Option(min=1)] = 2048,
-    intermediate: Annotated[int, typer.Option(min=1)] = 8192,
+    intermediate: Annotated[int, typer.Option(min=1)] = 5632,
     heads: Annotated[int, typer.Option(min=1)] = 32,
     kv_heads: Annotated[int, typer.Option(min=1)] = 8,
     head_dim: Annotated[int, typer.Option(min=1)] = 64,

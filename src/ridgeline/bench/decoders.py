@@ -32,7 +32,7 @@ class ModelShape:
 
     layers: int = 8
     hidden: int = 2048
-    intermediate: int = 8192
+    intermediate: int = 5632
     heads: int = 32
     kv_heads: int = 8
     latent_heads: int = 2
