@@ -6,9 +6,9 @@ from ridgeline.bench import timing
 def test_calls_take_turns():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    samples = timing.interleave(calls, reps=4, every={"c": 3})
-    assert "".join(order) == "abc" + "ab" + "ab" + "abc"
-    assert {name: len(x) for name, x in samples.items()} == {"a": 4, "b": 4, "c": 2}
+    samples = timing.interleave(calls, reps=3)
+    assert "".join(order) == "abcabcabc"
+    assert {name: len(x) for name, x in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
 
 def test_median_ignores_a_stall():

@@ -40,6 +40,8 @@ def record(row: Row) -> Record:
     if row.no_prefetch is not None:
         columns["no_prefetch_ms"] = _ms(row.no_prefetch)
         columns["no_prefetch_ratio"] = round(row.prefetch_gain, 3)
+    if row.beside_peers is not None:
+        columns["beside_peers_ms"] = _ms(row.beside_peers)
     for name, seconds in row.peers.items():
         column = "torch_" + name.replace(" ", "_")
         columns[f"{column}_ms"] = _ms(seconds)

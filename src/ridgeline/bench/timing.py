@@ -13,22 +13,15 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleave(
-    calls: Mapping[str, Callable[[], object]],
-    reps: int,
-    every: Mapping[str, int] | None = None,
-) -> Samples:
+def interleave(calls: Mapping[str, Callable[[], object]], reps: int) -> Samples:
     """Seconds of each call, ``reps`` rounds of all of them in turn.
 
-    ``every`` names calls that are made only in every n-th round (slow peers). A call of each must
-    have warmed caches and code paths up before.
+    A call of each must have warmed caches and code paths up before.
     """
-    every = every or {}
     samples: Samples = {name: [] for name in calls}
-    for i in range(reps):
+    for _ in range(reps):
         for name, call in calls.items():
-            if i % every.get(name, 1) == 0:
-                samples[name].append(seconds(call))
+            samples[name].append(seconds(call))
     return samples
 
 
