@@ -79,7 +79,7 @@ def test_table_names_every_row_and_peer(rows):
 
 def test_provenance_names_machine_and_versions():
     found = machine.provenance()
-    assert found["command"].startswith("ridgeline ")
+    assert found["command"].startswith("ridgeline")
     assert "torch" in found["versions"]
     assert "cores" in found["machine"]
     assert found["commit"]

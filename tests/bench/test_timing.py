@@ -6,9 +6,11 @@ from ridgeline.bench import timing
 def test_calls_take_turns():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    samples = timing.interleave(calls, reps=3)
-    assert "".join(order) == "abcabcabc"
-    assert {name: len(x) for name, x in samples.items()} == {"a": 3, "b": 3, "c": 3}
+    samples = timing.interleave(calls, reps=9)
+    rounds = ["".join(order[i : i + 3]) for i in range(0, 27, 3)]
+    assert {"".join(sorted(x)) for x in rounds} == {"abc"}
+    assert len({x[0] for x in rounds}) > 1
+    assert {name: len(x) for name, x in samples.items()} == {"a": 9, "b": 9, "c": 9}
 
 
 def test_median_ignores_a_stall():

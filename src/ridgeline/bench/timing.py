@@ -1,5 +1,6 @@
 """Timing calls that take turns, so that a change of the machine's speed meets all of them."""
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -14,14 +15,16 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def interleave(calls: Mapping[str, Callable[[], object]], reps: int) -> Samples:
-    """Seconds of each call, ``reps`` rounds of all of them in turn.
+    """Seconds of each call, ``reps`` rounds of all of them, each round in an order of its own.
 
-    A call of each must have warmed caches and code paths up before.
+    In a fixed order a call would always meet what the same other one left behind: a core that a
+    GEMM has heated runs the next call slower. A call of each must have warmed code paths up before.
     """
     samples: Samples = {name: [] for name in calls}
+    draw = random.Random(0)
     for _ in range(reps):
-        for name, call in calls.items():
-            samples[name].append(seconds(call))
+        for name in draw.sample(list(calls), len(calls)):
+            samples[name].append(seconds(calls[name]))
     return samples
 
 
