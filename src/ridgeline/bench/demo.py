@@ -8,9 +8,9 @@ from ridgeline.bench.decode import DecodeOptions
 from ridgeline.bench.run import bench_decode
 from ridgeline.models import generate
 
+# No line break at the end: the tokenizer joins it with the indent that the model is to choose.
 PROMPT = '''def parse_arguments(argv=None):
-    """Parse the command line and return the options."""
-'''
+    """Parse the command line and return the options."""'''
 
 
 def demo(
@@ -33,7 +33,7 @@ def demo(
     )
     console.out(PROMPT, end="", style="bold", highlight=False)
     text = generate.stream(
-        decoder, tokenizer, PROMPT, max_new_tokens=tokens, temperature=0.6, seed=0
+        decoder, tokenizer, PROMPT, max_new_tokens=tokens, temperature=0.8, seed=1
     )
     for piece in text:
         console.out(piece, end="", highlight=False)

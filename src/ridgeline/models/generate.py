@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -82,6 +83,7 @@ def load(
     directory = default_model() if directory is None else Path(directory)
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory}: expected a model's directory, found no config.json")
+    transformers.utils.logging.disable_progress_bar()  # it would stand in the streamed text
     model = RidgelineForCausalLM.from_pretrained(directory, dtype="auto")
     return model, AutoTokenizer.from_pretrained(directory)
 
