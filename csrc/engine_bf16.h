@@ -222,17 +222,20 @@ class EngineBf16 {
     }
     top = _mm512_max_ps(top, _mm512_shuffle_f32x4(top, top, 0x4e));
     top = _mm512_max_ps(top, _mm512_shuffle_f32x4(top, top, 0xb1));
-    alignas(16) float tops[4], sums[4], shifts[4];
-    _mm_store_ps(tops, _mm512_castps512_ps128(top));
-    bool grew = false;
-    for (int r = 0; r < 4; r++) {
-      const float m_new = std::max(m[r], tops[r]);
-      corr[r] = m_new > m[r] ? correction(m[r], m_new) : 1.0f;
-      grew |= m_new > m[r];
-      m[r] = m_new;
-      shifts[r] = finite_max(m_new);
+    const __m128 minus_inf = _mm_set1_ps(-kInf), m_old = _mm_loadu_ps(m);
+    const __m128 m_new = _mm_max_ps(_mm512_castps512_ps128(top), m_old);
+    const bool grew = _mm_movemask_ps(_mm_cmpgt_ps(m_new, m_old)) != 0;
+    _mm_storeu_ps(corr, _mm_set1_ps(1.0f));
+    if (grew) {  // seldom after the first tiles
+      alignas(16) float now[4];
+      _mm_store_ps(now, m_new);
+      for (int r = 0; r < 4; r++)
+        if (now[r] > m[r]) corr[r] = correction(m[r], now[r]);
+      _mm_storeu_ps(m, m_new);
     }
-    const __m512 shift = _mm512_broadcast_f32x4(_mm_load_ps(shifts));
+    // finite_max of each row
+    const __m128 shifts = _mm_andnot_ps(_mm_cmpeq_ps(m_new, minus_inf), m_new);
+    const __m512 shift = _mm512_broadcast_f32x4(shifts);
     // Probabilities of tokens 2i and 2i + 1 of a row side by side.
     const __m512i interleave =
         _mm512_set_epi16(31, 27, 30, 26, 29, 25, 28, 24, 23, 19, 22, 18, 21, 17, 20, 16, 15, 11, 14,
@@ -247,8 +250,8 @@ class EngineBf16 {
     }
     sum = _mm512_add_ps(sum, _mm512_shuffle_f32x4(sum, sum, 0x4e));
     sum = _mm512_add_ps(sum, _mm512_shuffle_f32x4(sum, sum, 0xb1));
-    _mm_store_ps(sums, _mm512_castps512_ps128(sum));
-    for (int r = 0; r < 4; r++) l[r] = l[r] * corr[r] + sums[r];
+    const __m128 sums = _mm512_castps512_ps128(sum);
+    _mm_storeu_ps(l, _mm_fmadd_ps(_mm_loadu_ps(l), _mm_loadu_ps(corr), sums));
     return grew;
   }
 
