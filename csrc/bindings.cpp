@@ -39,7 +39,7 @@ CachedOperand cached(const View& x) {
 }
 
 struct Common {
-  std::string dtype, isa;
+  std::string dtype;
   View table, lengths, out, lse;
   float scale;
   bool causal;
@@ -70,8 +70,7 @@ void paged_decode(const View& q, const View& k_cache, const View& v_cache, const
                   float scale, bool causal, int64_t window_left, int64_t window_right,
                   float softcap, int num_splits, int threads, const std::string& isa,
                   int prefetch) {
-  const Common c{dtype, isa,    table,      lengths, out,     lse,
-                 scale, causal, num_splits, threads, prefetch};
+  const Common c{dtype, table, lengths, out, lse, scale, causal, num_splits, threads, prefetch};
   DecodeArgs a = common_args(c, q, k_cache);
   a.value = cached(v_cache);
   a.window_left = window_left, a.window_right = window_right, a.softcap = softcap;
@@ -83,8 +82,7 @@ void tied_decode(const View& q_nope, const View& q_rope, const View& state_cache
                  const View& rope_cache, const View& table, const View& lengths, const View& out,
                  const View& lse, const std::string& dtype, float scale, bool causal,
                  int num_splits, int threads, const std::string& isa, int prefetch) {
-  const Common c{dtype, isa,    table,      lengths, out,     lse,
-                 scale, causal, num_splits, threads, prefetch};
+  const Common c{dtype, table, lengths, out, lse, scale, causal, num_splits, threads, prefetch};
   DecodeArgs a = common_args(c, q_nope, state_cache);
   a.q_rope = queries(q_rope);
   a.rope = cached(rope_cache);

@@ -13,7 +13,7 @@ class EngineFp32 {
   using Element = T;
   static constexpr int W = Vec::kWidth;
 
-  // Padded sizes: of a query row's two parts, of an output row, of the rows of a head.
+  // Widths of a query row's two parts and of an output row; query rows that share a cached head.
   EngineFp32(int nope, int rope, int value, int rows)
       : nope_(nope), rope_(rope), value_(value), rows_(rows) {}
   int64_t query_bytes() const { return int64_t(rows_) * query_width() * 4; }  // one head
