@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "ridgeline.ops.attention": ["attention"],
     "ridgeline.ops.paged_decode": ["paged_decode"],
     "ridgeline.ops.tied_decode": ["tied_decode"],
     "ridgeline.ops.merge": ["merge"],
@@ -31,6 +32,7 @@ __all__ = [
     "RidgelineConfig",
     "RidgelineForCausalLM",
     "__version__",
+    "attention",
     "merge",
     "paged_decode",
     "tied_decode",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
         GroupedTiedAttention,
     )
     from ridgeline.models import RidgelineConfig, RidgelineForCausalLM
+    from ridgeline.ops.attention import attention
     from ridgeline.ops.merge import merge
     from ridgeline.ops.paged_decode import paged_decode
     from ridgeline.ops.tied_decode import tied_decode

@@ -27,6 +27,8 @@ def pick(impl: str, reasons: Mapping[str, Callable[[], str | None]]) -> str:
 
 
 def empty_outputs(q: Tensor, value_dim: int) -> tuple[Tensor, Tensor]:
-    """``out [B, L_q, h_q, value_dim]`` in the dtype of ``q [B, L_q, h_q, d]``, and its lse."""
+    """``out [..., h_q, value_dim]`` and its lse for ``q [..., h_q, d]``; bfloat16 for FP8."""
+    dtype = torch.bfloat16 if q.dtype == torch.float8_e4m3fn else q.dtype
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(*q.shape[:3], value_dim), q.new_empty(q.shape[:3], dtype=lse_dtype)
+    rows = q.shape[:-1]
+    return q.new_empty(*rows, value_dim, dtype=dtype), q.new_empty(rows, dtype=lse_dtype)

@@ -1,4 +1,4 @@
-"""Which cached tokens a query row of a decode step sees."""
+"""Which tokens a query row sees."""
 
 import torch
 from torch import Tensor
@@ -26,3 +26,11 @@ def visible(
 def first_visible(length: int, query_len: int, window_left: int) -> int:
     """The first token that any query of the step sees; pages before it are never read."""
     return 0 if window_left < 0 else max(0, length - query_len - window_left)
+
+
+def in_subtree(subtree_end: Tensor, query_len: int) -> Tensor:
+    """``[query_len, length]`` bool: query position p and key j with ``j <= p < subtree_end[j]``."""
+    length = subtree_end.shape[0]
+    position = torch.arange(length - query_len, length, device=subtree_end.device)[:, None]
+    key = torch.arange(length, device=subtree_end.device)[None, :]
+    return (key <= position) & (position < subtree_end)

@@ -1,0 +1,3 @@
+from ridgeline.ops.attention.api import attention
+
+__all__ = ["attention"]

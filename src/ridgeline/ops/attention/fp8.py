@@ -1,0 +1,253 @@
+"""FP8 inputs of ``attention``: scales, and rotations that spread outliers before they are chosen.
+
+- ``quantize``: float8_e4m3fn values and one float32 scale for each tensor, head, sequence and head,
+  or block of rows, in the layouts that ``attention`` takes. ``dequantize`` is its inverse.
+- ``incoherent``: the same random rotation for q and k, which leaves ``q · k`` as it is.
+
+Block scales and incoherent processing as in FlashAttention-3 (Shah et al., arXiv 2407.08608,
+section 3.3); random signs times a Hadamard matrix as in QuIP (Chee et al., arXiv 2307.13304).
+
+>>> q, k = (fp8.incoherent(x, seed=1) for x in (q, k))
+>>> (q, q_scale), (k, k_scale), (v, v_scale) = (fp8.quantize(x, per=128) for x in (q, k, v))
+>>> out = attention(q, k, v, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ridgeline.ops.common import check
+
+LARGEST = 448.0  # of float8_e4m3fn
+WAYS = ("tensor", "head", "sequence")
+
+Per = Literal["tensor", "head", "sequence"] | int
+
+
+def quantize(
+    x: Tensor, per: Per = "tensor", *, cu_seqlens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``x`` in float8_e4m3fn, and the scales to multiply it by: ``amax / 448`` each.
+
+    The largest value of a scale's part becomes exactly 448 in magnitude. A part that is all zeros,
+    or has no rows, has the scale 1; a scale is never below 2^-126, the least normal float32.
+
+    Args:
+        x: ``[B, L, h, d]``, or packed ``[total, h, d]``; bfloat16, float16, float32 or float64.
+        per: what has a scale of its own, and with it the shape of the scales:
+
+            - ``"tensor"``: ``[]``
+            - ``"head"``: ``[h]``
+            - ``"sequence"``: each head of each sequence, ``[B, h]``
+            - a power of two n: each head of each n rows, ``[B, ceil(L / n), h]``; not packed
+        cu_seqlens: ``[B + 1]`` int32, of packed ``x``, needed for ``"sequence"``.
+
+    Returns:
+        Values in the shape of ``x`` and float32 scales. Not differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or value. On the CPU
+            also an inf or NaN in ``x``; elsewhere, and while compiling, where that would wait for
+            the device, what shares its scale dequantizes to NaN.
+    """
+    check.tensor("x", x)
+    check.dtype("x", x, check.FLOATS)
+    _check_rows(x, cu_seqlens)
+    x = x.detach()
+    x = x if x.dtype == torch.float64 else x.float()
+    amax = _amax(x.abs().amax(-1), per, cu_seqlens)
+    scale = (amax / LARGEST).clamp(min=torch.finfo(torch.float32).tiny).float()
+    scale = scale.masked_fill(amax == 0, 1.0)
+    if _readable(scale) and not scale.isfinite().all():
+        raise ValueError("x: expected finite values of at most 448 * 2^127, got inf, NaN or more")
+    # No need to saturate: rounding lifts no quotient to 464, where e4m3 would overflow.
+    return (x / _spread(scale, x, cu_seqlens).to(x.dtype)).to(check.FP8), scale
+
+
+def dequantize(
+    x: Tensor,
+    scale: Tensor | float | None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """``x`` times its scales, in ``dtype``.
+
+    Args:
+        x: float8_e4m3fn, ``[B, L, h, d]`` or packed ``[total, h, d]``.
+        scale: a number; or float32 in a shape that ``quantize`` gives, n being the power of two
+            with ``ceil(L / n)`` blocks; ``None`` for 1.
+        cu_seqlens: ``[B + 1]`` int32, of packed ``x``, needed where ``scale`` is ``[B, h]``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape or dtype.
+    """
+    check.tensor("x", x)
+    check.dtype("x", x, (check.FP8,))
+    if dtype not in check.FLOATS:
+        names = ", ".join(str(d).removeprefix("torch.") for d in check.FLOATS)
+        raise TypeError(f"dtype: expected one of {names}, got {dtype}")
+    _check_rows(x, cu_seqlens)
+    if scale is None:
+        return x.to(dtype)
+    if not isinstance(scale, Tensor):
+        scale = torch.tensor(check.finite("scale", scale), dtype=torch.float32, device=x.device)
+    wide = torch.promote_types(dtype, torch.float32)
+    return (x.to(wide) * _spread(scale, x, cu_seqlens).to(wide)).to(dtype)
+
+
+def incoherent(
+    x: Tensor, *, seed: int = 0, inverse: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``x`` with its last dim rotated: ``x diag(s) H / sqrt(d)``, s random signs, H Hadamard.
+
+    The rotation is orthonormal, so ``q · k`` does not change where both have the same ``seed``,
+    and an outlier is spread over the whole head. Rotate, then quantize. O(d log d) additions in
+    float32 (float64 for float64). Differentiable.
+
+    Args:
+        x: ``[..., d]``, d a power of two. For others rotate slices of q and k that are, such as
+            128 and 64 of 192.
+        seed: of the signs, which depend on it and on d alone.
+        inverse: turn back, by the transpose.
+        dtype: of the result, by default that of ``x``; float32 spares a rounding before
+            ``quantize``.
+
+    Raises:
+        TypeError, ValueError: ``x`` is no floating-point tensor, or d no power of two.
+    """
+    check.tensor("x", x)
+    check.dtype("x", x, check.FLOATS)
+    check.count("seed", seed)
+    check.flag("inverse", inverse)
+    dim = x.shape[-1] if x.dim() else 0
+    if dim < 1 or dim & (dim - 1):
+        raise ValueError(
+            f"x: expected a last dim that is a power of two, got {dim}; rotate slices of q and k "
+            "that are, such as 128 and 64 of 192"
+        )
+    signs = _signs(seed, dim).to(x.device)
+    y = x if x.dtype == torch.float64 else x.float()
+    y = _hadamard(y) * signs if inverse else _hadamard(y * signs)
+    return y.to(x.dtype if dtype is None else dtype)
+
+
+def _hadamard(x: Tensor) -> Tensor:
+    """``x H / sqrt(d)`` by log2(d) steps of sums and differences (Fino and Algazi, 1976)."""
+    dim, half = x.shape[-1], 1
+    while half < dim:
+        a, b = x.unflatten(-1, (-1, 2, half)).unbind(-2)
+        x = torch.stack((a + b, a - b), -2).flatten(-3)
+        half *= 2
+    return x * dim**-0.5
+
+
+def _signs(seed: int, dim: int) -> Tensor:
+    """Drawn on the CPU, so that every device has the same."""
+    bits = torch.randint(0, 2, (dim,), generator=torch.Generator().manual_seed(seed))
+    return 1.0 - 2.0 * bits
+
+
+def _check_rows(x: Tensor, cu_seqlens: Tensor | None) -> None:
+    if x.dim() not in (3, 4) or x.shape[-1] == 0:
+        raise ValueError(
+            f"x: expected shape [B, L, h, d] or packed [total, h, d], d >= 1, got {list(x.shape)}"
+        )
+    if cu_seqlens is None:
+        return
+    check.tensor("cu_seqlens", cu_seqlens)
+    if x.dim() == 4:
+        raise ValueError("cu_seqlens: expected None unless x is packed [total, h, d]")
+    check.shape("cu_seqlens", cu_seqlens, ("B + 1",))
+    check.dtype("cu_seqlens", cu_seqlens, (torch.int32,))
+    check.same_device(x=x, cu_seqlens=cu_seqlens)
+    if cu_seqlens.numel() == 0:
+        raise ValueError("cu_seqlens: expected at least one entry, got none")
+    if _readable(cu_seqlens):
+        starts = cu_seqlens.tolist()
+        if starts[0] != 0 or starts[-1] != x.shape[0] or starts != sorted(starts):
+            raise ValueError(
+                f"cu_seqlens: expected 0 first, {x.shape[0]} last and nothing falling, got {starts}"
+            )
+
+
+def _readable(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _amax(rows: Tensor, per: Per, cu_seqlens: Tensor | None) -> Tensor:
+    """The largest of ``rows [..., L, h]``, magnitudes, in each part; 0 where a part is empty."""
+    heads = rows.shape[-1]
+    if per == "tensor":
+        return F.pad(rows.flatten(), (0, 1)).amax()
+    if per == "head":
+        return F.pad(rows.flatten(0, -2), (0, 0, 0, 1)).amax(0)
+    if per == "sequence":
+        if rows.dim() == 3:
+            return F.pad(rows, (0, 0, 0, 1)).amax(1)
+        if cu_seqlens is None:
+            raise ValueError("cu_seqlens: expected [B + 1] int32 for per='sequence' of packed x")
+        index = _sequence_of_row(cu_seqlens, rows.shape[0])[:, None].expand(-1, heads)
+        none = rows.new_zeros(cu_seqlens.shape[0] - 1, heads)
+        return none.scatter_reduce(0, index, rows, "amax")
+    if isinstance(per, bool) or not isinstance(per, int) or per < 1 or per & (per - 1):
+        raise ValueError(f"per: expected {', '.join(WAYS)} or a power of two, got {per!r}")
+    if rows.dim() == 2:
+        raise ValueError(f"per: expected {', '.join(WAYS)} for packed x, got {per}")
+    blocks = -(-rows.shape[1] // per)
+    rows = F.pad(rows, (0, 0, 0, blocks * per - rows.shape[1]))
+    return rows.unflatten(1, (blocks, per)).amax(2)
+
+
+def _spread(scale: Tensor, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """``scale`` in a shape that broadcasts over ``x``; each row of ``x`` gets its own."""
+    check.dtype("scale", scale, (torch.float32,))
+    check.same_device(x=x, scale=scale)
+    heads = x.shape[-2]
+    match scale.dim(), x.dim():
+        case 0, _:
+            return scale
+        case 1, _:
+            check.shape("scale", scale, (heads,))
+            return scale[:, None]
+        case 2, 4:
+            check.shape("scale", scale, (x.shape[0], heads))
+            return scale[:, None, :, None]
+        case 2, 3:
+            if cu_seqlens is None:
+                raise ValueError("cu_seqlens: expected [B + 1] int32 where scale is [B, h]")
+            check.shape("scale", scale, (cu_seqlens.shape[0] - 1, heads))
+            return scale[_sequence_of_row(cu_seqlens, x.shape[0])][..., None]
+        case 3, 4:
+            check.shape("scale", scale, (x.shape[0], "n_blocks", heads))
+            length = x.shape[1]
+            rows = block_rows(length, scale.shape[1])
+            return scale.repeat_interleave(rows, 1)[:, :length, :, None]
+    raise ValueError(
+        f"scale: expected a number, [{heads}], [B, {heads}] or, where x is not packed, "
+        f"[B, n_blocks, {heads}], got {list(scale.shape)}"
+    )
+
+
+def block_rows(length: int, blocks: int) -> int:
+    """The power of two n with ``ceil(length / n) == blocks``, the least if there are several.
+
+    Raises:
+        ValueError: there is none.
+    """
+    rows = 1
+    while -(-length // rows) > blocks and rows < length:
+        rows *= 2
+    if -(-length // rows) != blocks:
+        raise ValueError(
+            f"scale: expected ceil({length} / n) blocks for a power of two n, got {blocks}"
+        )
+    return rows
+
+
+def _sequence_of_row(cu_seqlens: Tensor, total: int) -> Tensor:
+    """Which sequence each of ``total`` packed rows belongs to, ``[total]`` int64."""
+    ids = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
+    return ids.repeat_interleave(cu_seqlens.diff().long(), output_size=total)
