@@ -1,4 +1,4 @@
-"""The torch.library operations ``ridgeline::attention`` and its gradient: schemas, checks, dispatch."""
+"""The torch.library operation ``ridgeline::attention`` and its gradient: schema, checks, fakes."""
 
 import torch
 from torch import Tensor
