@@ -1,8 +1,9 @@
-"""FP8 inputs of ``attention``: scales, and rotations that spread outliers before they are chosen.
+"""FP8 inputs of ``attention``: scales, rotations that spread outliers, and what it computes then.
 
 - ``quantize``: float8_e4m3fn values and one float32 scale for each tensor, head, sequence and head,
   or block of rows, in the layouts that ``attention`` takes. ``dequantize`` is its inverse.
 - ``incoherent``: the same random rotation for q and k, which leaves ``q · k`` as it is.
+- ``forward``: the reference. It defines the result of ``attention`` for FP8 inputs.
 
 Block scales and incoherent processing as in FlashAttention-3 (Shah et al., arXiv 2407.08608,
 section 3.3); random signs times a Hadamard matrix as in QuIP (Chee et al., arXiv 2307.13304).
@@ -18,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ridgeline.ops.attention import reference
 from ridgeline.ops.common import check
 
 LARGEST = 448.0  # of float8_e4m3fn
+P_SCALE = 2.0**8  # of probabilities, at most 1, before they are rounded to e4m3
 WAYS = ("tensor", "head", "sequence")
 
 Per = Literal["tensor", "head", "sequence"] | int
@@ -86,14 +89,13 @@ def dequantize(
     """
     check.tensor("x", x)
     check.dtype("x", x, (check.FP8,))
-    if dtype not in check.FLOATS:
-        names = ", ".join(str(d).removeprefix("torch.") for d in check.FLOATS)
-        raise TypeError(f"dtype: expected one of {names}, got {dtype}")
+    _check_dtype(dtype)
     _check_rows(x, cu_seqlens)
     if scale is None:
         return x.to(dtype)
     if not isinstance(scale, Tensor):
         scale = torch.tensor(check.finite("scale", scale), dtype=torch.float32, device=x.device)
+    _check_layout("scale", scale, x, None if cu_seqlens is None else cu_seqlens.shape[0] - 1)
     wide = torch.promote_types(dtype, torch.float32)
     return (x.to(wide) * _spread(scale, x, cu_seqlens).to(wide)).to(dtype)
 
@@ -122,6 +124,7 @@ def incoherent(
     check.dtype("x", x, check.FLOATS)
     check.count("seed", seed)
     check.flag("inverse", inverse)
+    dtype = x.dtype if dtype is None else _check_dtype(dtype)
     dim = x.shape[-1] if x.dim() else 0
     if dim < 1 or dim & (dim - 1):
         raise ValueError(
@@ -131,7 +134,73 @@ def incoherent(
     signs = _signs(seed, dim).to(x.device)
     y = x if x.dtype == torch.float64 else x.float()
     y = _hadamard(y) * signs if inverse else _hadamard(y * signs)
-    return y.to(x.dtype if dtype is None else dtype)
+    return y.to(dtype)
+
+
+def check_scale(name: str, scale: object, x: Tensor, batch: int) -> Tensor | None:
+    """A scale of ``x`` in a layout of ``quantize``, numbers as ``[]`` float32.
+
+    Raises:
+        TypeError, ValueError: names ``name``, what was expected and what came.
+    """
+    if scale is None:
+        return None
+    if x.dtype != check.FP8:
+        got = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"{name}: expected None unless q, k and v are float8_e4m3fn, got {got}")
+    if not isinstance(scale, Tensor):
+        return torch.tensor(check.finite(name, scale), dtype=torch.float32, device=x.device)
+    _check_layout(name, scale, x, batch)
+    return scale
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    subtree_end: Tensor | None,
+    q_scale: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    softmax_scale: float,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """Fills ``out`` (bfloat16) and ``lse`` (float32) as tensor cores do, that multiply FP8 alone.
+
+    Probabilities relative to their row's largest, times 2^8, are rounded to e4m3 before they
+    multiply V; the sum that divides them is of those not rounded.
+    """
+    for name, scale in (("q_scale", q_scale), ("k_scale", k_scale), ("v_scale", v_scale)):
+        if scale is not None and not scale.isfinite().all():
+            raise ValueError(f"{name}: expected finite scales, got NaN or inf")
+    q = dequantize(q, q_scale, cu_seqlens=cu_seqlens_q)
+    k = dequantize(k, k_scale, cu_seqlens=cu_seqlens_k)
+    v = dequantize(v, v_scale, cu_seqlens=cu_seqlens_k)
+    heads, kv_heads = q.shape[-2], k.shape[-2]
+    for rows, keys in reference.sequences(q, cu_seqlens_q, cu_seqlens_k):
+        queries, key = q[rows].unflatten(1, (kv_heads, heads // kv_heads)), k[keys]
+        scores = torch.einsum("ihgd,jhd->hgij", queries, key) * softmax_scale
+        if softcap > 0:
+            scores = softcap * torch.tanh(scores / softcap)
+        ends = None if subtree_end is None else subtree_end[keys]
+        mask = reference.visible(queries, key, ends, causal, window_left, window_right)
+        scores = scores.masked_fill(~mask, -torch.inf)
+        sees = mask.any(-1, keepdim=True)
+        top = F.pad(scores, (0, 1), value=-torch.inf).amax(-1, keepdim=True).where(sees, 0.0)
+        p = (scores - top).exp()
+        total = p.sum(-1, keepdim=True).where(sees, 1.0)
+        p = (p * P_SCALE).to(check.FP8).float() / P_SCALE
+        found = torch.einsum("hgij,jhd->hgid", p, v[keys]) / total
+        out[rows] = found.flatten(0, 1).transpose(0, 1)
+        row_lse = (top + total.log()).where(sees, -torch.inf)
+        lse[rows] = row_lse.squeeze(-1).flatten(0, 1).T
 
 
 def _hadamard(x: Tensor) -> Tensor:
@@ -173,6 +242,13 @@ def _check_rows(x: Tensor, cu_seqlens: Tensor | None) -> None:
             )
 
 
+def _check_dtype(dtype: object) -> torch.dtype:
+    if dtype not in check.FLOATS:
+        names = ", ".join(str(d).removeprefix("torch.") for d in check.FLOATS)
+        raise TypeError(f"dtype: expected one of {names}, got {dtype}")
+    return dtype
+
+
 def _readable(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
@@ -201,37 +277,46 @@ def _amax(rows: Tensor, per: Per, cu_seqlens: Tensor | None) -> Tensor:
     return rows.unflatten(1, (blocks, per)).amax(2)
 
 
+def _check_layout(name: str, scale: Tensor, x: Tensor, batch: int | None) -> None:
+    """``batch``: sequences of packed ``x``, ``None`` if there is no ``cu_seqlens`` to tell."""
+    check.dtype(name, scale, (torch.float32,))
+    check.same_device(x=x, **{name: scale})
+    heads = x.shape[-2]
+    match scale.dim(), x.dim():
+        case 0, _:
+            return
+        case 1, _:
+            check.shape(name, scale, (heads,))
+        case 2, 3 if batch is None:
+            raise ValueError(f"cu_seqlens: expected [B + 1] int32 where {name} is [B, h]")
+        case 2, _:
+            check.shape(name, scale, (x.shape[0] if x.dim() == 4 else batch, heads))
+        case 3, 4:
+            check.shape(name, scale, (x.shape[0], "n_blocks", heads))
+            block_rows(x.shape[1], scale.shape[1], name)
+        case _:
+            layouts = f"a number, [{heads}] or [B, {heads}]"
+            if x.dim() == 4:
+                layouts = f"a number, [{heads}], [B, {heads}] or [B, n_blocks, {heads}]"
+            raise ValueError(f"{name}: expected {layouts}, got {list(scale.shape)}")
+
+
 def _spread(scale: Tensor, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """``scale`` in a shape that broadcasts over ``x``; each row of ``x`` gets its own."""
-    check.dtype("scale", scale, (torch.float32,))
-    check.same_device(x=x, scale=scale)
-    heads = x.shape[-2]
     match scale.dim(), x.dim():
         case 0, _:
             return scale
         case 1, _:
-            check.shape("scale", scale, (heads,))
             return scale[:, None]
         case 2, 4:
-            check.shape("scale", scale, (x.shape[0], heads))
             return scale[:, None, :, None]
         case 2, 3:
-            if cu_seqlens is None:
-                raise ValueError("cu_seqlens: expected [B + 1] int32 where scale is [B, h]")
-            check.shape("scale", scale, (cu_seqlens.shape[0] - 1, heads))
             return scale[_sequence_of_row(cu_seqlens, x.shape[0])][..., None]
-        case 3, 4:
-            check.shape("scale", scale, (x.shape[0], "n_blocks", heads))
-            length = x.shape[1]
-            rows = block_rows(length, scale.shape[1])
-            return scale.repeat_interleave(rows, 1)[:, :length, :, None]
-    raise ValueError(
-        f"scale: expected a number, [{heads}], [B, {heads}] or, where x is not packed, "
-        f"[B, n_blocks, {heads}], got {list(scale.shape)}"
-    )
+    rows = block_rows(x.shape[1], scale.shape[1])
+    return scale.repeat_interleave(rows, 1)[:, : x.shape[1], :, None]
 
 
-def block_rows(length: int, blocks: int) -> int:
+def block_rows(length: int, blocks: int, name: str = "scale") -> int:
     """The power of two n with ``ceil(length / n) == blocks``, the least if there are several.
 
     Raises:
@@ -242,7 +327,7 @@ def block_rows(length: int, blocks: int) -> int:
         rows *= 2
     if -(-length // rows) != blocks:
         raise ValueError(
-            f"scale: expected ceil({length} / n) blocks for a power of two n, got {blocks}"
+            f"{name}: expected ceil({length} / n) blocks for a power of two n, got {blocks}"
         )
     return rows
 
