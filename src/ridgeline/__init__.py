@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "ridgeline.ops.attention": ["attention"],
+    "ridgeline.ops.attention": ["attention", "subtree_end"],
     "ridgeline.ops.paged_decode": ["paged_decode"],
     "ridgeline.ops.tied_decode": ["tied_decode"],
     "ridgeline.ops.merge": ["merge"],
@@ -35,6 +35,7 @@ __all__ = [
     "attention",
     "merge",
     "paged_decode",
+    "subtree_end",
     "tied_decode",
 ]
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         GroupedTiedAttention,
     )
     from ridgeline.models import RidgelineConfig, RidgelineForCausalLM
-    from ridgeline.ops.attention import attention
+    from ridgeline.ops.attention import attention, subtree_end
     from ridgeline.ops.merge import merge
     from ridgeline.ops.paged_decode import paged_decode
     from ridgeline.ops.tied_decode import tied_decode
