@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "ridgeline.ops.attention": ["attention", "subtree_end"],
+    "ridgeline.ops.attention": ["attention", "fp8", "subtree_end"],
     "ridgeline.ops.paged_decode": ["paged_decode"],
     "ridgeline.ops.tied_decode": ["tied_decode"],
     "ridgeline.ops.merge": ["merge"],
@@ -33,6 +33,7 @@ __all__ = [
     "RidgelineForCausalLM",
     "__version__",
     "attention",
+    "fp8",
     "merge",
     "paged_decode",
     "subtree_end",
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
         GroupedTiedAttention,
     )
     from ridgeline.models import RidgelineConfig, RidgelineForCausalLM
-    from ridgeline.ops.attention import attention, subtree_end
+    from ridgeline.ops.attention import attention, fp8, subtree_end
     from ridgeline.ops.merge import merge
     from ridgeline.ops.paged_decode import paged_decode
     from ridgeline.ops.tied_decode import tied_decode
