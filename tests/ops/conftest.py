@@ -1,7 +1,11 @@
 """Parameters that the tests of the operations share."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
+from core_mutation import build_base
 
 from ridgeline.testing.run import cpu_implementations, implementations
 
@@ -13,6 +17,16 @@ def _threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def core_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What builds of the core share: one directory for all processes of a parallel run."""
+    root = tmp_path_factory.getbasetemp()
+    directory = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "core"
+    directory.mkdir(exist_ok=True)
+    build_base(directory)
+    return directory
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

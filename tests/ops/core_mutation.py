@@ -2,7 +2,8 @@
 
 The parts that no mutation touches are compiled once per test run and shared by its processes; a
 mutation then compiles the schedule and the decode loop of one instruction set, in about two
-seconds. Optimisation is low: these builds are for finding wrong results.
+seconds. Optimisation is low: these builds are for finding wrong results. The AVX-512 kernels run
+everywhere: where the machine lacks their instructions, plain vector code stands in for them.
 """
 
 import fcntl
@@ -20,6 +21,8 @@ from types import ModuleType
 
 import nanobind
 
+from ridgeline.ops.common import core
+
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 CSRC = Path(__file__).parents[2] / "csrc"
 NANOBIND = Path(nanobind.__file__).parent
@@ -29,6 +32,19 @@ COMPILE += ["-fno-math-errno", "-fno-trapping-math", *(f"-I{path}" for path in I
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
 FLAGS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+EMULATE = [*AVX2, "-Wno-psabi", "-include", str(Path(__file__).with_name("emulated_avx512.h"))]
+EMULATED = {"avx512": EMULATE, "avx512_bf16": [*EMULATE, "-DRIDGELINE_EMULATE_BF16"]}
+
+
+def instruction_sets() -> list[str]:
+    """Those that can be built and run here, natively or emulated."""
+    native = core.isas()
+    return [isa for isa in FLAGS if isa in native or (isa in EMULATED and "avx2" in native)]
+
+
+def missing_instruction_sets() -> list[str]:
+    """Those that can only be emulated here."""
+    return [isa for isa in instruction_sets() if isa not in core.isas()]
 
 
 @dataclass(frozen=True)
@@ -71,11 +87,16 @@ def build_base(directory: Path) -> None:
         jobs.append((NANOBIND / "src/nb_combined.cpp", directory / "nb_combined.o", None))
         jobs += [
             (CSRC / "decode_isa.cpp", directory / f"decode_{isa}.o", isa)
-            for isa in (FLAGS if X86 else ("portable",))
+            for isa in instruction_sets()
         ]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda job: _compile(*job), jobs))
         (directory / "done").touch()
+
+
+def load_base(base: Path, into: Path) -> ModuleType:
+    """The core without a mutation, with every instruction set that can be emulated."""
+    return _load(_link(list(base.glob("*.o")), into))
 
 
 def _built(base: Path) -> list[str]:
@@ -83,8 +104,12 @@ def _built(base: Path) -> list[str]:
 
 
 def _compile(source: Path, target: Path, isa: str | None = None) -> None:
-    options = [] if isa is None else [f"-DRIDGELINE_ISA={isa}", *FLAGS[isa]]
-    options += ["-DRIDGELINE_X86"] if X86 and source.name == "isa.cpp" else []
+    options = []
+    if isa is not None:
+        flags = FLAGS if isa in core.isas() else EMULATED
+        options = [f"-DRIDGELINE_ISA={isa}", *flags[isa]]
+    if X86 and source.name == "isa.cpp":
+        options = ["-DRIDGELINE_X86", "-D__builtin_cpu_supports(feature)=1"]
     _run([*COMPILE, *options, "-c", str(source), "-o", str(target)])
 
 
