@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ridgeline.bench import compare, decode, peers
+from ridgeline.bench import compare, decode, peers, verify
 from ridgeline.bench.decode import DecodeOptions, measure
 from ridgeline.bench.inputs import DecodeInputs
 from ridgeline.bench.shapes import VARIANTS, DecodeShape
@@ -33,7 +33,7 @@ def test_ours_and_every_peer_compute_the_same(variant, query_len, dtype):
         reps=1,
     )
     row = measure(options.shapes()[0], options)
-    assert 0 <= row.error <= decode.OURS_BUDGET * decode.ROUNDING[dtype]
+    assert 0 <= row.error <= verify.OURS_BUDGET * verify.ROUNDING[dtype]
     dtypes = {"bf16", "fp32"} if dtype == "bf16" else {"fp32"}
     if variant in EXPECTED_PEERS:
         expected = {f"{n} {d}" for n in EXPECTED_PEERS[variant] for d in dtypes}

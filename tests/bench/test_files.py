@@ -4,11 +4,11 @@ import json
 import matplotlib.image
 import pytest
 
-from ridgeline.bench import files, machine, plot, table
+from ridgeline.bench import decode, files, machine, plot, table
 
 
 def test_record_holds_the_numbers_of_a_row(made_row):
-    found = files.record(made_row(seconds=0.004, peers={"sdpa gqa bf16": 0.08}))
+    found = decode.record(made_row(seconds=0.004, peers={"sdpa gqa bf16": 0.08}))
     assert (found["variant"], found["heads"], found["cache_heads"]) == ("gqa", 32, 8)
     assert (found["ms"], found["GB/s"], found["bytes_per_token"]) == (4.0, 33.554, 4096)
     assert (found["percent_of_roof"], found["binding_roof"]) == (83.9, "memory")
@@ -18,7 +18,7 @@ def test_record_holds_the_numbers_of_a_row(made_row):
 
 def test_csv_has_provenance_then_the_rows(tmp_path, rows):
     path = tmp_path / "x.csv"
-    files.write_csv(path, [files.record(r) for r in rows], machine.provenance())
+    files.write_csv(path, [decode.record(r) for r in rows], machine.provenance())
     lines = path.read_text().splitlines()
     heads = [line.split(":")[0] for line in lines if line.startswith("#")]
     assert heads == ["# command", "# commit", "# machine", "# versions", "# date"]
@@ -33,7 +33,7 @@ def test_csv_has_provenance_then_the_rows(tmp_path, rows):
 
 def test_json_has_the_same(tmp_path, rows):
     path = tmp_path / "x.json"
-    records = [files.record(r) for r in rows]
+    records = [decode.record(r) for r in rows]
     files.write_json(path, records, machine.provenance())
     found = json.loads(path.read_text())
     assert found["rows"] == records

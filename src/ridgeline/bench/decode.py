@@ -1,33 +1,24 @@
 """``ridgeline bench decode``: one row per shape, ours beside its roofs and its peers."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 import torch
-from torch import Tensor
 
-from ridgeline.bench import peers, timing
+from ridgeline.bench import files, peers, timing
 from ridgeline.bench.inputs import DecodeInputs
 from ridgeline.bench.machine import cold_bytes
 from ridgeline.bench.shapes import VARIANTS, DecodeShape, default_heads
+from ridgeline.bench.verify import OURS_BUDGET, PEER_BUDGET, ROUNDING, relative_error
 from ridgeline.ops.common import check, core
 from ridgeline.ops.common.dispatch import Impl
 from ridgeline.roofline import roofs
 
 SIZES = ((1, 32768), (4, 8192), (16, 2048))
-ATTEMPTS = 3
-MAX_DRIFT = 0.15
 PEER_ROUNDS = 3  # one round of the peers for so many of ours: they are slow
 # Read at once for the memory roof: enough that starting the threads does not count.
 ROOF_BYTES = 64_000_000
-
-# Relative error (Frobenius norm) against float32 attention over the same cache. Ours rounds the
-# probabilities and the output once each: twice 2^-9 in BF16, 2^-12 in FP16, doubled. Eager PyTorch
-# also rounds scores, of size up to 2^3, before their exponential: 2^3 times more.
-ROUNDING = {"bf16": 2.0**-9, "fp16": 2.0**-12, "fp32": 2.0**-19}
-OURS_BUDGET, PEER_BUDGET = 4, 32
 
 
 @dataclass(frozen=True)
@@ -129,7 +120,7 @@ def run(options: DecodeOptions) -> Iterator[Row]:
 
 
 def measure(shape: DecodeShape, options: DecodeOptions) -> Row:
-    """One row; measured again, up to ``ATTEMPTS`` times, while a roof drifts during the loop.
+    """One row; measured again while a roof drifts during the loop.
 
     Raises:
         RuntimeError: a result is wrong, so its time would mean nothing.
@@ -141,11 +132,7 @@ def measure(shape: DecodeShape, options: DecodeOptions) -> Row:
     calls["memory roof"] = lambda: [roofs.read(x) for x in inputs.storage(ROOF_BYTES)]
     calls["gemm roof"] = gemm
     timing.interleave({name: calls[name] for name in ("memory roof", "gemm roof")}, 1)
-    for _ in range(ATTEMPTS):
-        samples = timing.interleave(calls, options.reps)
-        drift = max(timing.drift(samples[name]) for name in ("memory roof", "gemm roof"))
-        if drift <= MAX_DRIFT:
-            break
+    samples, drift = timing.steady(calls, options.reps, ("memory roof", "gemm roof"))
     times = timing.medians(samples)
     rounds = -(-options.reps // PEER_ROUNDS) if found_peers else 0
     beside = timing.interleave({"ours": calls["ours"], **found_peers}, rounds)
@@ -170,7 +157,7 @@ def _checked_calls(inputs: DecodeInputs, options: DecodeOptions) -> tuple[dict, 
     want = peers.oracle(exact)
     calls = {"ours": lambda: inputs.decode(options.impl)}
     ours = calls["ours"]()
-    error = _check("ours", ours, want, OURS_BUDGET * ROUNDING[dtype])
+    error = relative_error("ours", ours, want, OURS_BUDGET * ROUNDING[dtype])
     if options.impl in ("auto", "cpu") and core.missing() is None:
         calls["no prefetch"] = inputs.decode_without_prefetch
         if not torch.equal(calls["no prefetch"](), ours):
@@ -178,7 +165,9 @@ def _checked_calls(inputs: DecodeInputs, options: DecodeOptions) -> tuple[dict, 
     found_peers = {}
     if options.with_peers:
         for peer in _peers(inputs, exact):
-            _check(peer.name, peer.canonical(peer.run()), want, PEER_BUDGET * ROUNDING[peer.dtype])
+            relative_error(
+                peer.name, peer.canonical(peer.run()), want, PEER_BUDGET * ROUNDING[peer.dtype]
+            )
             found_peers[peer.name] = peer.run
     return calls, found_peers, error
 
@@ -196,8 +185,37 @@ def _peers(inputs: DecodeInputs, exact: peers.Dense) -> list[peers.Peer]:
     return found
 
 
-def _check(name: str, out: Tensor, want: Tensor, budget: float) -> float:
-    error = ((out.float() - want).norm() / want.norm()).item()
-    if not error <= budget or math.isnan(error):
-        raise RuntimeError(f"{name}: relative error {error:.1e} exceeds {budget:.1e}; not timed")
-    return error
+def record(row: Row) -> files.Record:
+    """One row as flat columns; a unit ends the name where there is one."""
+    shape, roofs = row.shape, row.roofs
+    columns: files.Record = {
+        "variant": shape.variant,
+        "heads": shape.heads,
+        "cache_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "batch": shape.batch,
+        "length": shape.length,
+        "query_len": shape.query_len,
+        "dtype": shape.dtype,
+        "bytes_per_token": shape.bytes_per_token,
+        "flop_per_byte": round(shape.intensity, 2),
+        "ms": files.ms(row.seconds),
+        "GB/s": round(row.bandwidth / 1e9, 3),
+        "GFLOP/s": round(row.flop_rate / 1e9, 1),
+        "percent_of_roof": round(row.percent, 1),
+        "binding_roof": row.binding,
+        "memory_roof_GB/s": round(roofs.memory / 1e9, 3),
+        "gemm_roof_GFLOP/s": round(roofs.gemm / 1e9, 1),
+        "roof_drift": round(row.drift, 3),
+        "relative_error": float(f"{row.error:.2e}"),
+    }
+    if row.no_prefetch is not None:
+        columns["no_prefetch_ms"] = files.ms(row.no_prefetch)
+        columns["no_prefetch_ratio"] = round(row.prefetch_gain, 3)
+    if row.beside_peers is not None:
+        columns["beside_peers_ms"] = files.ms(row.beside_peers)
+    for name, seconds in row.peers.items():
+        column = "torch_" + name.replace(" ", "_")
+        columns[f"{column}_ms"] = files.ms(seconds)
+        columns[f"{column}_ratio"] = round(row.speedup(name), 2)
+    return columns

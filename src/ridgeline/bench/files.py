@@ -8,45 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ridgeline.bench import machine
-from ridgeline.bench.decode import Row
 
 Record = dict[str, str | int | float]
-
-
-def record(row: Row) -> Record:
-    """One row as flat columns; a unit ends the name where there is one."""
-    shape, roofs = row.shape, row.roofs
-    columns: Record = {
-        "variant": shape.variant,
-        "heads": shape.heads,
-        "cache_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "batch": shape.batch,
-        "length": shape.length,
-        "query_len": shape.query_len,
-        "dtype": shape.dtype,
-        "bytes_per_token": shape.bytes_per_token,
-        "flop_per_byte": round(shape.intensity, 2),
-        "ms": _ms(row.seconds),
-        "GB/s": round(row.bandwidth / 1e9, 3),
-        "GFLOP/s": round(row.flop_rate / 1e9, 1),
-        "percent_of_roof": round(row.percent, 1),
-        "binding_roof": row.binding,
-        "memory_roof_GB/s": round(roofs.memory / 1e9, 3),
-        "gemm_roof_GFLOP/s": round(roofs.gemm / 1e9, 1),
-        "roof_drift": round(row.drift, 3),
-        "relative_error": float(f"{row.error:.2e}"),
-    }
-    if row.no_prefetch is not None:
-        columns["no_prefetch_ms"] = _ms(row.no_prefetch)
-        columns["no_prefetch_ratio"] = round(row.prefetch_gain, 3)
-    if row.beside_peers is not None:
-        columns["beside_peers_ms"] = _ms(row.beside_peers)
-    for name, seconds in row.peers.items():
-        column = "torch_" + name.replace(" ", "_")
-        columns[f"{column}_ms"] = _ms(seconds)
-        columns[f"{column}_ratio"] = round(row.speedup(name), 2)
-    return columns
 
 
 def write_records(
@@ -98,5 +61,6 @@ def prepare(*paths: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _ms(seconds: float) -> float:
+def ms(seconds: float) -> float:
+    """Milliseconds as a column."""
     return round(seconds * 1e3, 4)

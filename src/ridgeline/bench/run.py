@@ -1,11 +1,60 @@
-"""Running a decode benchmark: rows appear as they are measured, then the table and the files."""
+"""Running a benchmark: rows as they are measured, then the table, the notes and the files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from ridgeline.bench import compare, decode, files, plot, table
+
+Rows = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the rows of a benchmark are shown: as they come, at the end, and in files."""
+
+    line: Callable[[Any], str]
+    table: Callable[[Rows], Table]
+    notes: Callable[[Rows], list[str]]
+    record: Callable[[Any], files.Record]
+    plot: Callable[[Path, Rows, str], None]
+
+
+def bench(
+    work: Sequence[tuple[str, Callable[[], Rows]]],
+    report: Report,
+    console: Console,
+    *,
+    csv: Path | None = None,
+    json: Path | None = None,
+    plot_file: Path | None = None,
+) -> list[Any]:
+    """Measure, print, and write what was asked for.
+
+    ``work``: what is shown while a measurement runs, and the call that returns its rows.
+    """
+    files.prepare(csv, json, plot_file)
+    rows: list[Any] = []
+    with console.status("") as status:
+        for i, (name, measure) in enumerate(work):
+            status.update(f"{i + 1} of {len(work)}: {name}")
+            found = measure()
+            rows += found
+            if not console.is_terminal:
+                for row in found:
+                    console.print(f"{i + 1}/{len(work)} {report.line(row)}", soft_wrap=True)
+    console.print(report.table(rows))
+    for line in report.notes(rows):
+        console.print(line, soft_wrap=True)
+    head = files.write_records([report.record(row) for row in rows], csv, json)
+    if plot_file is not None:
+        report.plot(plot_file, rows, head["machine"])
+    return rows
 
 
 def bench_decode(
@@ -16,28 +65,27 @@ def bench_decode(
     json: Path | None = None,
     plot_file: Path | None = None,
 ) -> list[decode.Row]:
-    """Measure, print, and write what was asked for."""
-    files.prepare(csv, json, plot_file)
-    rows: list[decode.Row] = []
-    shapes = options.shapes()
-    with console.status("") as status:
-        for i, shape in enumerate(shapes):
-            status.update(f"{i + 1} of {len(shapes)}: {shape.label} {shape.batch}x{shape.length}")
-            row = decode.measure(shape, options)
-            rows.append(row)
-            if not console.is_terminal:
-                done = f"{i + 1}/{len(shapes)} {shape.label} {shape.dtype} {compare.size(row)}"
-                console.print(f"{done}: {row.seconds * 1e3:.2f} ms, {row.percent:.0f}% of the roof")
-    console.print(table.decode_table(rows))
-    for line in table.notes(rows) + compare.comparisons(rows):
-        console.print(line, soft_wrap=True)
-    write(rows, csv, json, plot_file)
-    return rows
+    """``ridgeline bench decode``."""
+    work = [
+        (f"{s.label} {s.batch}x{s.length}", partial(_decode_row, s, options))
+        for s in options.shapes()
+    ]
+    return bench(work, DECODE, console, csv=csv, json=json, plot_file=plot_file)
 
 
-def write(
-    rows: Sequence[decode.Row], csv: Path | None, json: Path | None, plot_file: Path | None
-) -> None:
-    head = files.write_records([files.record(row) for row in rows], csv, json)
-    if plot_file is not None:
-        plot.decode_plot(plot_file, rows, head["machine"])
+def _decode_row(shape: decode.DecodeShape, options: decode.DecodeOptions) -> list[decode.Row]:
+    return [decode.measure(shape, options)]
+
+
+def _decode_line(row: decode.Row) -> str:
+    done = f"{row.shape.label} {row.shape.dtype} {compare.size(row)}"
+    return f"{done}: {row.seconds * 1e3:.2f} ms, {row.percent:.0f}% of the roof"
+
+
+DECODE = Report(
+    line=_decode_line,
+    table=table.decode_table,
+    notes=lambda rows: table.decode_notes(rows) + compare.comparisons(rows),
+    record=decode.record,
+    plot=plot.decode_plot,
+)

@@ -1,4 +1,4 @@
-"""The decode table in a terminal."""
+"""Tables in a terminal: their look, and the decode table."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ridgeline.bench.compare import size
-from ridgeline.bench.decode import MAX_DRIFT, Row
+from ridgeline.bench.decode import Row
+from ridgeline.bench.timing import MAX_DRIFT
 
 MIN_WIDTH = 125
 
@@ -18,9 +19,14 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=MIN_WIDTH)
 
 
+def empty() -> Table:
+    """A table with no column yet, in the one look."""
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+
+
 def decode_table(rows: Sequence[Row]) -> Table:
     """One line a shape; the last columns are how many times longer each peer took."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    table = empty()
     for name in ("attention", "batch x\nlength"):
         table.add_column(name, no_wrap=True)
     if several := len({(r.shape.query_len, r.shape.dtype) for r in rows}) > 1:
@@ -47,18 +53,18 @@ def decode_table(rows: Sequence[Row]) -> Table:
             f"{row.bandwidth / 1e9:.1f}",
             f"{row.flop_rate / 1e9:.0f}",
             f"{row.percent:.0f} {'mem ' if row.binding == 'memory' else 'gemm'}",
-            _times(row.prefetch_gain),
-            *(_times(row.speedup(name) if name in row.peers else None) for name in peers),
+            times(row.prefetch_gain),
+            *(times(row.speedup(name) if name in row.peers else None) for name in peers),
         )
     return table
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
+def decode_notes(rows: Sequence[Row]) -> list[str]:
     """What the table's numbers are measured against."""
-    lines = [f"Memory read by all threads {_span([r.roofs.memory for r in rows])} GB/s"]
+    lines = [f"Memory read by all threads {span([r.roofs.memory for r in rows])} GB/s"]
     for dtype in dict.fromkeys(r.shape.dtype for r in rows):
         rates = [r.roofs.gemm for r in rows if r.shape.dtype == dtype]
-        lines.append(f"torch GEMM {dtype} {_span(rates, digits=0)} GFLOP/s")
+        lines.append(f"torch GEMM {dtype} {span(rates, digits=0)} GFLOP/s")
     head = "Roofs, measured between the calls: " + "; ".join(lines) + "."
     what = "Medians; each call finds its cache cold. Columns with x: how many times longer it took"
     found = [head, what + (" without prefetch, and in PyTorch." if _has_peers(rows) else ".")]
@@ -74,12 +80,14 @@ def _has_peers(rows: Sequence[Row]) -> bool:
     return any(row.peers for row in rows)
 
 
-def _times(ratio: float | None) -> str:
+def times(ratio: float | None) -> str:
+    """``12.3x``, or nothing."""
     if ratio is None:
         return ""
     return f"{ratio:.1f}x" if ratio < 100 else f"{ratio:.0f}x"
 
 
-def _span(values: Sequence[float], digits: int = 1) -> str:
+def span(values: Sequence[float], digits: int = 1) -> str:
+    """``low to high`` in units of 10^9."""
     low, high = (f"{f(values) / 1e9:.{digits}f}" for f in (min, max))
     return low if low == high else f"{low} to {high}"
