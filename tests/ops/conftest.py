@@ -7,7 +7,7 @@ import pytest
 import torch
 from core_mutation import build_base
 
-from ridgeline.testing.run import cpu_implementations, implementations
+from ridgeline.testing.run import attention_implementations, cpu_implementations, implementations
 
 
 @pytest.fixture(autouse=True)
@@ -32,5 +32,7 @@ def core_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "impl" in metafunc.fixturenames:
         metafunc.parametrize("impl", implementations())
+    if "attention_impl" in metafunc.fixturenames:
+        metafunc.parametrize("attention_impl", attention_implementations())
     if "cpu_impl" in metafunc.fixturenames:
         metafunc.parametrize("cpu_impl", cpu_implementations())

@@ -94,7 +94,50 @@ class MergeCase:
         return f"MergeCase(outs={_shape(self.outs)}, lses={_shape(self.lses)})"
 
 
+@dataclass(frozen=True, eq=False)
+class AttentionCase:
+    """A call of ``attention`` and the gradients that come back; shapes as there.
+
+    ``dout`` and ``dlse`` have the shapes of ``out`` and ``lse``; ``dlse`` may be ``None``.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    dout: Tensor
+    dlse: Tensor | None = None
+    causal: bool = False
+    softmax_scale: float | None = None
+    window: Window | None = None
+    softcap: float = 0.0
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    subtree_end: Tensor | None = None
+
+    @property
+    def scale(self) -> float:
+        """The softmax scale that holds, the default resolved."""
+        return self.q.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of ``ridgeline.attention``."""
+        names = ["causal", "softmax_scale", "window", "softcap"]
+        names += ["cu_seqlens_q", "cu_seqlens_k", "subtree_end"]
+        return {name: getattr(self, name) for name in names}
+
+    def sequences(self) -> list[tuple[int | slice, int | slice]]:
+        """What to index the queries and the keys of each sequence with."""
+        if self.cu_seqlens_q is None:
+            return [(b, b) for b in range(self.q.shape[0])]
+        q, k = self.cu_seqlens_q.tolist(), self.cu_seqlens_k.tolist()
+        return [(slice(*q[b : b + 2]), slice(*k[b : b + 2])) for b in range(len(q) - 1)]
+
+    def __repr__(self) -> str:
+        return _describe(self, ("q", "k", "v", "dout", "dlse"))
+
+
 DecodeCase = PagedCase | TiedCase
+Case = DecodeCase | MergeCase | AttentionCase
 
 
 def visible(case: DecodeCase, b: int, i: int) -> range:
@@ -116,14 +159,20 @@ def read_by(case: DecodeCase, b: int) -> range:
     return range(min(r.start for r in runs), max(r.stop for r in runs)) if runs else range(0)
 
 
-def _describe(case: DecodeCase, tensors: tuple[str, ...]) -> str:
+def _describe(case: DecodeCase | AttentionCase, tensors: tuple[str, ...]) -> str:
     parts = [f"{name}={_shape(getattr(case, name))}" for name in tensors]
-    parts += [f"lengths={case.cache_seqlens.tolist()}", f"max_pages={case.block_table.shape[1]}"]
+    if not isinstance(case, AttentionCase):
+        parts.append(f"lengths={case.cache_seqlens.tolist()}")
+        parts.append(f"max_pages={case.block_table.shape[1]}")
     for name, value in case.options().items():
-        parts.append(f"{name}={_shape(value) if isinstance(value, Tensor) else value}")
+        if isinstance(value, Tensor):
+            value = value.tolist() if name.startswith("cu_seqlens") else _shape(value)
+        parts.append(f"{name}={value}")
     return f"{type(case).__name__}({', '.join(parts)})"
 
 
-def _shape(x: Tensor) -> str:
+def _shape(x: Tensor | None) -> str:
+    if x is None:
+        return "None"
     strides = "" if x.is_contiguous() else f"/{list(x.stride())}"
     return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}{strides}"

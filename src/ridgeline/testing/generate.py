@@ -62,18 +62,18 @@ def paged_case(
     lengths = _lengths(draw, kv_heads * max(dim, value_dim), page_size, query_len)
     table, num_pages = _table(draw, lengths, page_size)
     strides = draw("strides", [True, True, False])
-    k = _empty(draw, strides, (num_pages, page_size, kv_heads, dim), cache_dtype)
-    v = _empty(draw, strides, (num_pages, page_size, kv_heads, value_dim), cache_dtype)
-    _fill(k, draw.normal(*k.shape))
-    _fill(v, draw.normal(*v.shape, scale=draw.rng.choice((0.01, 1.0, 1.0, 10.0))))
-    q = _empty(draw, strides, (len(lengths), query_len, heads, dim), dtype)
-    scale = draw("softmax_scale", [None, None, None, *_scales(dim)])
-    reach = draw("magnitude", MAGNITUDES) / _spread(dim, scale)
+    k = empty(draw, strides, (num_pages, page_size, kv_heads, dim), cache_dtype)
+    v = empty(draw, strides, (num_pages, page_size, kv_heads, value_dim), cache_dtype)
+    fill(k, draw.normal(*k.shape))
+    fill(v, draw.normal(*v.shape, scale=draw.rng.choice((0.01, 1.0, 1.0, 10.0))))
+    q = empty(draw, strides, (len(lengths), query_len, heads, dim), dtype)
+    scale = draw("softmax_scale", [None, None, None, *scales(dim)])
+    reach = draw("magnitude", MAGNITUDES) / spread(dim, scale)
     k_scale = v_scale = None
     if cache_dtype == FP8:
         kind = draw("scale_kind", ["number", "head", "block"])
         k_scale, v_scale = (_fp8_scale(draw, kind, x) for x in (k, v))
-    _fill(q, draw.normal(*q.shape, scale=reach))
+    fill(q, draw.normal(*q.shape, scale=reach))
     case = PagedCase(
         q,
         k,
@@ -113,17 +113,17 @@ def tied_case(seed: int, dtypes: Sequence[torch.dtype] = KERNEL_DTYPES, **chosen
     if strides == "records" and cache_dtype == dtype:
         state, rope = records(num_pages, page_size, state_heads, dim, rope_dim, dtype)
     else:
-        state = _empty(draw, strides, (num_pages, page_size, state_heads, dim), cache_dtype)
-        rope = _empty(draw, strides, (num_pages, page_size, rope_dim), dtype)
-    _fill(state, draw.normal(*state.shape))
-    _fill(rope, draw.normal(*rope.shape))
-    q_nope = _empty(draw, strides, (len(lengths), query_len, heads, nope_dim), dtype)
-    q_rope = _empty(draw, strides, (len(lengths), query_len, heads, rope_dim), dtype)
+        state = empty(draw, strides, (num_pages, page_size, state_heads, dim), cache_dtype)
+        rope = empty(draw, strides, (num_pages, page_size, rope_dim), dtype)
+    fill(state, draw.normal(*state.shape))
+    fill(rope, draw.normal(*rope.shape))
+    q_nope = empty(draw, strides, (len(lengths), query_len, heads, nope_dim), dtype)
+    q_rope = empty(draw, strides, (len(lengths), query_len, heads, rope_dim), dtype)
     width = nope_dim + rope_dim
-    scale = draw("softmax_scale", [width**-0.5, width**-0.5, *_scales(width)])
-    reach = draw("magnitude", MAGNITUDES) / _spread(width, scale)
-    _fill(q_nope, draw.normal(*q_nope.shape, scale=reach))
-    _fill(q_rope, draw.normal(*q_rope.shape, scale=reach))
+    scale = draw("softmax_scale", [width**-0.5, width**-0.5, *scales(width)])
+    reach = draw("magnitude", MAGNITUDES) / spread(width, scale)
+    fill(q_nope, draw.normal(*q_nope.shape, scale=reach))
+    fill(q_rope, draw.normal(*q_rope.shape, scale=reach))
     state_scale = None
     if cache_dtype == FP8:
         state_scale = _fp8_scale(draw, draw("scale_kind", ["number", "head", "block"]), state)
@@ -154,8 +154,8 @@ def merge_case(seed: int, **chosen: Any) -> MergeCase:
     parts = draw("parts", [1, 2, 2, 3, 7, 64])
     rows = draw("rows", [(), (1,), (3, 5), (2, 3, 4), (0, 4), (5, 1, 7)])
     dim, strides = draw("dim", DIMS), draw("strides", [True, False])
-    outs = _empty(draw, strides, (parts, *rows, dim), dtype)
-    _fill(outs, draw.normal(*outs.shape, scale=draw.rng.choice((0.01, 1.0, 10.0))))
+    outs = empty(draw, strides, (parts, *rows, dim), dtype)
+    fill(outs, draw.normal(*outs.shape, scale=draw.rng.choice((0.01, 1.0, 10.0))))
     lses = draw.normal(parts, *rows, scale=draw("magnitude", MAGNITUDES)).to(lse_dtype)
     unseen = torch.rand(lses.shape, generator=draw.values) < draw.rng.choice((0.0, 0.3, 0.9))
     lses[unseen] = -torch.inf
@@ -202,12 +202,12 @@ def _table(draw: Draw, lengths: Sequence[int], page_size: int) -> tuple[Tensor, 
     return table, num_pages
 
 
-def _scales(width: int) -> tuple[float, ...]:
+def scales(width: int) -> tuple[float, ...]:
     """Twice and half the usual scale, a negative one, and 0."""
     return 2 * width**-0.5, 0.5 * width**-0.5, -(width**-0.5), 0.0
 
 
-def _spread(width: int, scale: float | None) -> float:
+def spread(width: int, scale: float | None) -> float:
     """The deviation of a score of standard normal queries and keys."""
     return (abs(scale) if scale else width**-0.5) * width**0.5
 
@@ -218,11 +218,11 @@ def _windows(draw: Draw, page_size: int) -> list[tuple[int | None, int | None]]:
     return [(left, None), (left, 0), (None, right), (left, right)]
 
 
-def _empty(draw: Draw, strides: bool | str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def empty(draw: Draw, strides: bool | str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return strided(shape, dtype, draw.rng) if strides else torch.empty(shape, dtype=dtype)
 
 
-def _fill(x: Tensor, values: Tensor) -> None:
+def fill(x: Tensor, values: Tensor) -> None:
     most = min(torch.finfo(x.dtype).max, torch.finfo(values.dtype).max) / 2
     x.copy_(values.clamp(-most, most).to(x.dtype))
 

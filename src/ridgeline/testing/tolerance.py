@@ -18,6 +18,19 @@ of the accumulation (2^-24; 2^-53 for float64) and eps the spacing of the cache'
 For the lse, ``sum p_n e_n`` plus the rounding of ``max + log(sum)``:
 ``4 u (sqrt(d) * score + sqrt(n) + 4 + |lse|)``. It does not depend on the cache's dtype: an lse is
 float32 or better. Rows that see nothing must be exactly 0 and -inf.
+
+The gradients of ``attention`` are sums of the same kind. With ``g = dp - delta + dlse``,
+``dp_n = dout · v_n``, ``delta = sum p dp`` and ``ds = scale * slope * p * g`` (slope: of the soft
+cap), ``oracle_attention`` gives for each of their elements the factors of eps, u and the subnormal:
+
+- p and ds are rounded before they multiply a row, the result once:
+  ``(eps/2) (sum |ds k| + |dq|)``, ``(eps/2) (sum p |dout| + |dv|)``.
+- delta is computed from a rounded p, or from a rounded out, whose roundings are independent:
+  ``eps (sum p |dp| / 2 + 2 |out * dout|_2)``. It moves all of a query's ds alike, so dq by
+  ``|sum scale slope p k|`` times that.
+- p carries the errors of its score, of the lse and of exp, dp and delta those of their sums of d_v
+  products, each as above; so does the slope, ``1 - t^2`` with ``dt = (1 - t^2) ds / softcap``.
+  Errors of different scores are independent: their squares add up.
 """
 
 from weakref import WeakKeyDictionary
@@ -25,9 +38,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ridgeline.testing.cases import DecodeCase, MergeCase
+from ridgeline.testing import oracle_attention
+from ridgeline.testing.cases import AttentionCase, Case
 from ridgeline.testing.naive import naive
 from ridgeline.testing.oracle import Expected, expected
+from ridgeline.testing.oracle_attention import ExpectedAttention, Gradient
 
 _TRUTHS = WeakKeyDictionary()
 
@@ -46,26 +61,48 @@ def bands(exact: Expected, dtype: torch.dtype, lse_dtype: torch.dtype) -> tuple[
     return out + (tiny * seen)[..., None], lse.masked_fill(~seen, 0.0)
 
 
-def violations(case: DecodeCase | MergeCase, out: Tensor, lse: Tensor) -> str | None:
-    """Why ``out`` and ``lse`` are not within the budget of the case, or ``None``."""
-    exact, (naive_out, naive_lse) = _truth(case)
-    out_band, lse_band = bands(exact, out.dtype, lse.dtype)
-    worst = _largest_finite((naive_out - exact.out).abs())
-    return _outside("out", out, exact.out, 2 * worst + out_band) or _outside(
-        "lse", lse, exact.lse, 2 * _finite((naive_lse - exact.lse).abs()) + lse_band
+def violations(case: Case, out: Tensor, lse: Tensor, *gradients: Tensor) -> str | None:
+    """Why the results are not within the budget of the case, or ``None``.
+
+    ``gradients`` are the ``dq``, ``dk`` and ``dv`` of a case of ``attention``.
+    """
+    exact, (naive_out, naive_lse, *naive_gradients) = truth(case)
+    forward = exact.forward if isinstance(exact, ExpectedAttention) else exact
+    out_band, lse_band = bands(forward, out.dtype, lse.dtype)
+    worst = _largest_finite((naive_out - forward.out).abs())
+    wrong = _outside("out", out, forward.out, 2 * worst + out_band) or _outside(
+        "lse", lse, forward.lse, 2 * _finite((naive_lse - forward.lse).abs()) + lse_band
     )
+    if wrong or not gradients:
+        return wrong
+    names = ("dq", "dk", "dv")
+    for name, got, near in zip(names, gradients, naive_gradients, strict=True):
+        want = getattr(exact, name)
+        worst = _largest_finite((near - want.exact).abs())
+        wrong = wrong or _outside(name, got, want.exact, 2 * worst + gradient_band(want, got.dtype))
+    return wrong
 
 
-def assert_matches(case: DecodeCase | MergeCase, out: Tensor, lse: Tensor) -> None:
+def gradient_band(gradient: Gradient, dtype: torch.dtype) -> Tensor:
+    """The rounding band of a gradient, as derived above."""
+    u = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
+    info = torch.finfo(dtype)
+    subnormal = info.smallest_normal * info.eps
+    return info.eps * gradient.coarse + u * gradient.fine + subnormal * gradient.tiny
+
+
+def assert_matches(case: Case, out: Tensor, lse: Tensor, *gradients: Tensor) -> None:
     """Raises ``AssertionError`` with the worst element if the case's budget is exceeded."""
-    problem = violations(case, out, lse)
+    problem = violations(case, out, lse, *gradients)
     assert problem is None, f"{problem}\n{case}"
 
 
-def _truth(case: DecodeCase | MergeCase) -> tuple[Expected, tuple[Tensor, Tensor]]:
-    """Computed once for a case, however many implementations are compared with it."""
+def truth(case: Case) -> tuple[Expected | ExpectedAttention, tuple[Tensor, ...]]:
+    """The exact and the naive results; computed once, however many implementations are compared."""
     if case not in _TRUTHS:
-        _TRUTHS[case] = expected(case), naive(case)
+        of_attention = isinstance(case, AttentionCase)
+        exact = oracle_attention.attention(case) if of_attention else expected(case)
+        _TRUTHS[case] = exact, naive(case)
     return _TRUTHS[case]
 
 
@@ -83,8 +120,9 @@ def _outside(name: str, actual: Tensor, exact: Tensor, budget: Tensor) -> str | 
         return f"{name}: expected shape {list(exact.shape)}, got {list(actual.shape)}"
     if actual.numel() == 0:
         return None
-    same = actual.double() == exact
-    error = torch.where(same, 0.0, (actual.double() - exact).abs())
+    right = actual.double() == exact
+    right |= exact.isfinite() & (exact.abs() > torch.finfo(actual.dtype).max)  # may overflow
+    error = torch.where(right, 0.0, (actual.double() - exact).abs())
     excess = torch.nan_to_num(error - budget, nan=torch.inf)
     if (excess <= 0).all():
         return None
