@@ -22,6 +22,8 @@ app.add_typer(bench_app, name="bench")
 Threads = Annotated[int, typer.Option(help="Threads; 0 for torch's default.", min=0)]
 Csv = Annotated[Path | None, typer.Option(help="Write rows and provenance to this CSV file.")]
 Json = Annotated[Path | None, typer.Option(help="The same as JSON.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw the rows to this file.")]
+AttentionImpl = Annotated[str, typer.Option(help="Implementation of attention.")]
 
 
 def _version(show: bool) -> None:
@@ -89,7 +91,7 @@ def bench_decode(
     ] = False,
     csv: Csv = None,
     json: Json = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the rows to this file.")] = None,
+    plot: Plot = None,
 ) -> None:
     """Time a decode step of every attention variant, cache cold, and check every result."""
     from ridgeline.bench import arguments, run, table
@@ -111,6 +113,110 @@ def bench_decode(
         with_peers=peers,
     )
     run.bench_decode(options, table.console(), csv=csv, json=json, plot_file=plot)
+
+
+@bench_app.command("attention")
+def bench_attention(
+    batch: Annotated[str | None, typer.Option(help="Rows, in pairs with --length.")] = None,
+    length: Annotated[
+        str | None, typer.Option(help="Tokens of a row. [default: the project's table]")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(help="Query heads. [default: 16]")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="[default: as many]")] = None,
+    head_dim: Annotated[int | None, typer.Option(help="Of q and k. [default: 128]")] = None,
+    value_dim: Annotated[int | None, typer.Option(help="Of v. [default: --head-dim]")] = None,
+    mask: Annotated[str | None, typer.Option(help="full, causal; comma-separated.")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="A tree: preference pairs in a row, prompts shared.")
+    ] = None,
+    pair: Annotated[
+        str | None, typer.Option(help="Prompt, chosen, rejected. [default: 256,64,64]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp16, fp32; comma-separated. [default: bf16]")
+    ] = None,
+    reps: Annotated[int, typer.Option(help="Rounds of all calls.")] = 7,
+    threads: Threads = 0,
+    peers: Annotated[bool, typer.Option(help="Time PyTorch too.")] = True,
+    backward: Annotated[bool, typer.Option(help="Time gradients too.")] = True,
+    impl: AttentionImpl = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Three shapes.")] = False,
+    csv: Csv = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Time attention, forward and backward, beside PyTorch's, and check every result."""
+    from ridgeline.bench import arguments, table
+    from ridgeline.bench.attention import run, shapes
+    from ridgeline.bench.attention.measure import AttentionOptions
+
+    arguments.set_threads(threads)
+    found = shapes.chosen(
+        quick,
+        batch=batch,
+        length=length,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        mask=mask,
+        pairs=pairs,
+        pair=pair,
+        dtype=dtype,
+    )
+    options = AttentionOptions(found, reps, peers, backward, impl)
+    run.bench_attention(options, table.console(), csv=csv, json=json, plot_file=plot)
+
+
+@bench_app.command("memory")
+def bench_memory(
+    length: Annotated[str, typer.Option(help="Tokens; comma-separated.")] = "8192,32768",
+    heads: Annotated[int, typer.Option(help="Query heads.")] = 1,
+    kv_heads: Annotated[int | None, typer.Option(help="[default: as many]")] = None,
+    head_dim: Annotated[int, typer.Option(help="Of q, k and v.")] = 64,
+    mask: Annotated[str, typer.Option(help="full, causal; comma-separated.")] = "causal",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32; comma-separated.")] = "bf16",
+    threads: Threads = 0,
+    peers: Annotated[bool, typer.Option(help="PyTorch too.")] = True,
+    impl: AttentionImpl = "auto",
+    csv: Csv = None,
+    json: Json = None,
+) -> None:
+    """Peak memory of attention beyond its inputs, each pass in a fresh process."""
+    from ridgeline.bench import arguments, table
+    from ridgeline.bench.attention import run, shapes
+    from ridgeline.bench.attention.memory import MemoryOptions
+
+    arguments.set_threads(threads)
+    found = shapes.chosen(
+        length=length, heads=heads, kv_heads=kv_heads, head_dim=head_dim, mask=mask, dtype=dtype
+    )
+    run.bench_memory(MemoryOptions(found, peers, impl), table.console(), csv=csv, json=json)
+
+
+@bench_app.command("accuracy")
+def bench_accuracy(
+    length: Annotated[str, typer.Option(help="Tokens; comma-separated.")] = "2048,4096",
+    heads: Annotated[int, typer.Option(help="Heads.")] = 2,
+    head_dim: Annotated[int, typer.Option(help="A power of two.")] = 128,
+    causal: Annotated[bool, typer.Option("--causal", help="Causal in place of full.")] = False,
+    seeds: Annotated[int, typer.Option(help="Inputs drawn.")] = 8,
+    block: Annotated[int, typer.Option(help="Rows that share a scale, a power of two.")] = 128,
+    threads: Threads = 0,
+    impl: AttentionImpl = "auto",
+    csv: Csv = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Errors of FP16 and FP8 attention against float64 on inputs with outliers."""
+    from ridgeline.bench import arguments, table
+    from ridgeline.bench.attention import run
+    from ridgeline.bench.attention.accuracy import AccuracyOptions
+
+    arguments.set_threads(threads)
+    lengths = arguments.integers("--length", length)
+    options = AccuracyOptions(lengths, heads, head_dim, causal, seeds, block, impl)
+    run.bench_accuracy(options, table.console(), csv=csv, json=json, plot_file=plot)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ridgeline.roofline import Roofs, gemm, read
+from ridgeline.roofline import Roofs, gemm, gemm_dtype, read, roofs
 
 
 def test_the_slower_roof_binds():
@@ -25,13 +25,20 @@ def test_reading_takes_any_size_and_changes_nothing(n):
     assert torch.equal(x, torch.arange(n, dtype=torch.float32))
 
 
-def test_gemm_counts_its_flops():
-    call, flops = gemm(torch.bfloat16, size=32)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_gemm_counts_its_flops(dtype):
+    call, flops = gemm(dtype, size=32)
     assert flops == 2 * 32 * 32 * 32
     assert call().shape == (32, 32)
-    assert call().dtype == torch.bfloat16
+    assert call().dtype == gemm_dtype(dtype)
 
 
-def test_float16_is_held_against_float32():
-    call, _ = gemm(torch.float16, size=8)
-    assert call().dtype == torch.float32
+@pytest.mark.parametrize(("half", "expected"), [(0.01, torch.float32), (0.001, torch.bfloat16)])
+def test_the_roof_is_the_dtype_that_torch_multiplies_faster(half, expected, monkeypatch):
+    seconds = iter([half, half, half, 0.005, 0.005, 0.005])
+    monkeypatch.setattr(roofs, "_seconds", lambda call: next(seconds))
+    assert gemm_dtype.__wrapped__(torch.bfloat16) == expected
+
+
+def test_float32_is_held_against_itself():
+    assert gemm_dtype(torch.float32) == torch.float32

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ridgeline.bench import compare, decode, files, plot, table
+from ridgeline.bench.shapes import DecodeShape
 
 Rows = Sequence[Any]
 
@@ -22,12 +23,12 @@ class Report:
     table: Callable[[Rows], Table]
     notes: Callable[[Rows], list[str]]
     record: Callable[[Any], files.Record]
-    plot: Callable[[Path, Rows, str], None]
+    plot: Callable[[Path, Rows, str], None] | None = None
 
 
 def bench(
     work: Sequence[tuple[str, Callable[[], Rows]]],
-    report: Report,
+    how: Report,
     console: Console,
     *,
     csv: Path | None = None,
@@ -47,33 +48,26 @@ def bench(
             rows += found
             if not console.is_terminal:
                 for row in found:
-                    console.print(f"{i + 1}/{len(work)} {report.line(row)}", soft_wrap=True)
-    console.print(report.table(rows))
-    for line in report.notes(rows):
+                    console.print(f"{i + 1}/{len(work)} {how.line(row)}", soft_wrap=True)
+    console.print(how.table(rows))
+    for line in how.notes(rows):
         console.print(line, soft_wrap=True)
-    head = files.write_records([report.record(row) for row in rows], csv, json)
-    if plot_file is not None:
-        report.plot(plot_file, rows, head["machine"])
+    head = files.write_records([how.record(row) for row in rows], csv, json)
+    if plot_file is not None and how.plot is not None:
+        how.plot(plot_file, rows, head["machine"])
     return rows
 
 
-def bench_decode(
-    options: decode.DecodeOptions,
-    console: Console,
-    *,
-    csv: Path | None = None,
-    json: Path | None = None,
-    plot_file: Path | None = None,
-) -> list[decode.Row]:
-    """``ridgeline bench decode``."""
+def bench_decode(options: decode.DecodeOptions, console: Console, **out: Path | None) -> list:
+    """``ridgeline bench decode``; ``out`` as of ``bench``."""
     work = [
         (f"{s.label} {s.batch}x{s.length}", partial(_decode_row, s, options))
         for s in options.shapes()
     ]
-    return bench(work, DECODE, console, csv=csv, json=json, plot_file=plot_file)
+    return bench(work, DECODE, console, **out)
 
 
-def _decode_row(shape: decode.DecodeShape, options: decode.DecodeOptions) -> list[decode.Row]:
+def _decode_row(shape: DecodeShape, options: decode.DecodeOptions) -> list[decode.Row]:
     return [decode.measure(shape, options)]
 
 

@@ -8,7 +8,9 @@ from rich.table import Table
 
 from ridgeline.bench.compare import size
 from ridgeline.bench.decode import Row
+from ridgeline.bench.shapes import DTYPES
 from ridgeline.bench.timing import MAX_DRIFT
+from ridgeline.roofline import gemm_dtype
 
 MIN_WIDTH = 125
 
@@ -64,7 +66,7 @@ def decode_notes(rows: Sequence[Row]) -> list[str]:
     lines = [f"Memory read by all threads {span([r.roofs.memory for r in rows])} GB/s"]
     for dtype in dict.fromkeys(r.shape.dtype for r in rows):
         rates = [r.roofs.gemm for r in rows if r.shape.dtype == dtype]
-        lines.append(f"torch GEMM {dtype} {span(rates, digits=0)} GFLOP/s")
+        lines.append(gemm_note(dtype, rates))
     head = "Roofs, measured between the calls: " + "; ".join(lines) + "."
     what = "Medians; each call finds its cache cold. Columns with x: how many times longer it took"
     found = [head, what + (" without prefetch, and in PyTorch." if _has_peers(rows) else ".")]
@@ -78,6 +80,12 @@ def decode_notes(rows: Sequence[Row]) -> list[str]:
 
 def _has_peers(rows: Sequence[Row]) -> bool:
     return any(row.peers for row in rows)
+
+
+def gemm_note(dtype: str, rates: Sequence[float]) -> str:
+    """The rate of torch's GEMM that rows of ``dtype`` are held against."""
+    used = str(gemm_dtype(DTYPES[dtype])).removeprefix("torch.")
+    return f"torch GEMM in {used} for {dtype} {span(rates, digits=0)} GFLOP/s"
 
 
 def times(ratio: float | None) -> str:

@@ -2,13 +2,13 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import median
 
 ATTEMPTS = 3
 MAX_DRIFT = 0.15
 
-Samples = dict[str, list[float]]
+Samples = dict[Hashable, list[float]]
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -17,7 +17,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], reps: int) -> Samples:
+def interleave(calls: Mapping[Hashable, Callable[[], object]], reps: int) -> Samples:
     """Seconds of each call, ``reps`` rounds of all of them, each round in an order of its own.
 
     In a fixed order a call would always meet what the same other one left behind: a core that a
@@ -32,7 +32,7 @@ def interleave(calls: Mapping[str, Callable[[], object]], reps: int) -> Samples:
 
 
 def steady(
-    calls: Mapping[str, Callable[[], object]], reps: int, roofs: Sequence[str]
+    calls: Mapping[Hashable, Callable[[], object]], reps: int, roofs: Sequence[Hashable]
 ) -> tuple[Samples, float]:
     """``interleave`` and the largest drift of those calls that are ``roofs``.
 
@@ -46,7 +46,7 @@ def steady(
     return samples, found
 
 
-def medians(samples: Samples) -> dict[str, float]:
+def medians(samples: Samples) -> dict[Hashable, float]:
     return {name: median(x) for name, x in samples.items()}
 
 

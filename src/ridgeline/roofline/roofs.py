@@ -4,8 +4,10 @@ Roofline model: Williams, Waterman, Patterson, CACM 52(4), 2009. Both roofs are 
 threads that the kernels use, in the same run as the kernels: machines shift between speed states.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from ridgeline.ops.common import core
 
 GEMM_SIZE = 2048
+PROBE_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,27 @@ def read(x: Tensor) -> None:
 
 
 def gemm(dtype: torch.dtype, size: int | None = None) -> tuple[Callable[[], Tensor], int]:
-    """A square ``torch.matmul`` to time for the compute roof, and its FLOPs.
-
-    float16 is held against float32: torch multiplies float16 matrices on a CPU a hundred times
-    slower than that where the CPU has no instruction for it.
-    """
-    dtype = torch.float32 if dtype == torch.float16 else dtype
+    """A square ``torch.matmul`` in ``gemm_dtype`` to time for the compute roof, and its FLOPs."""
     size = GEMM_SIZE if size is None else size
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size).to(gemm_dtype(dtype)) for _ in range(2))
     return lambda: a @ b, 2 * size**3
+
+
+@cache
+def gemm_dtype(dtype: torch.dtype) -> torch.dtype:
+    """``dtype``, or float32 where torch multiplies that faster.
+
+    Where a CPU has no instruction for bfloat16 or float16, torch multiplies their matrices a
+    hundred times slower than float32: no roof to hold a kernel against.
+    """
+    times = {}
+    for x in (dtype, torch.float32):
+        a = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=x)
+        times[x] = min(_seconds(lambda a=a: a @ a) for _ in range(3))
+    return min(times, key=times.__getitem__)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

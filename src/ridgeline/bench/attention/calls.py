@@ -1,0 +1,134 @@
+"""Ways to compute one row of the table: a function, its inputs, and how results compare."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ridgeline.bench.attention.shapes import AttentionShape
+from ridgeline.ops.attention import attention
+from ridgeline.ops.common.dispatch import Impl
+
+Tensors = tuple[Tensor, ...]
+
+
+class Inputs:
+    """Seeded ``q, k, v`` and ``dout`` of a shape, ``[B, L, h, d]``, in its dtype."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        g = torch.Generator().manual_seed(0)
+        rows = (shape.batch, shape.length)
+        dims = (
+            (shape.heads, shape.head_dim),
+            (shape.kv_heads, shape.head_dim),
+            (shape.kv_heads, shape.width),
+            (shape.heads, shape.width),
+        )
+        self.q, self.k, self.v, self.dout = (
+            torch.randn(*rows, *dim, generator=g).to(shape.torch_dtype) for dim in dims
+        )
+        self.shape = shape
+
+    def all(self) -> Tensors:
+        return self.q, self.k, self.v, self.dout
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A function with inputs in a layout of its own, made outside the clock.
+
+    ``out`` and ``gradients`` turn its results, and the gradients of all its inputs, into
+    ``[B, L, h, d]`` of the row: out, and (dq, dk, dv). By default they are. An ``optional`` call
+    may fail on this machine; ``forward_only`` says why there is no backward.
+    """
+
+    name: str
+    function: Callable[..., Tensors]
+    inputs: Tensors
+    dout: Tensors
+    out: Callable[[Tensors], Tensor] = lambda outs: outs[0]
+    gradients: Callable[[Tensors], Tensors] = lambda grads: grads
+    optional: bool = False
+    forward_only: str | None = None
+
+    def __post_init__(self) -> None:
+        for x in self.inputs:
+            x.requires_grad_()
+
+    def forward(self) -> Tensors:
+        with torch.no_grad():
+            return self.function(*(x.detach() for x in self.inputs))
+
+    def record(self) -> None:
+        """Run the forward pass that ``backward`` needs, once."""
+        _ = self._graph
+
+    @cached_property
+    def _graph(self) -> Tensors:
+        return self.function(*self.inputs)
+
+    def run(self, which: str) -> Tensors:
+        """The pass ``which``, "forward" or "backward"."""
+        return self.forward() if which == "forward" else self.backward()
+
+    def results(self, which: str) -> dict[str, Tensor]:
+        """What the pass gives, as ``[B, L, h, d]`` of the row."""
+        found = self.run(which)
+        if which == "forward":
+            return {"out": self.out(found)}
+        return dict(zip(("dq", "dk", "dv"), self.gradients(found), strict=True))
+
+    def backward(self) -> Tensors:
+        """The gradients alone: the forward before them is not part of what is timed."""
+        return torch.autograd.grad(self._graph, self.inputs, self.dout, retain_graph=True)
+
+
+def ours(inputs: Inputs, impl: Impl, name: str = "ours") -> Call:
+    """``ridgeline.attention`` of the row."""
+    shape = inputs.shape
+    mask = {"causal": shape.mask == "causal", "subtree_end": shape.subtree_end}
+    *qkv, dout = (x.clone() for x in inputs.all())
+    return Call(name, lambda q, k, v: (attention(q, k, v, **mask, impl=impl),), tuple(qkv), (dout,))
+
+
+def unpacked(inputs: Inputs, impl: Impl) -> Call:
+    """``ridgeline.attention`` of the responses of a tree, each behind a copy of its prompt."""
+    branches = inputs.shape.branches()
+    starts = torch.tensor([0, *(len(b) for b in branches)]).cumsum(0).to(torch.int32)
+    packed = {"cu_seqlens_q": starts, "cu_seqlens_k": starts}
+    index = torch.cat(branches)
+    *qkv, dout = (x[0, index] for x in inputs.all())
+    dout[~firsts(index)] = 0
+    length = inputs.shape.length
+    return Call(
+        "unpacked",
+        lambda q, k, v: (attention(q, k, v, causal=True, **packed, impl=impl),),
+        tuple(qkv),
+        (dout,),
+        out=lambda outs: put(outs[0], index, length),
+        gradients=lambda grads: tuple(add(x, index, length) for x in grads),
+    )
+
+
+def firsts(index: Tensor) -> Tensor:
+    """Which rows of ``index`` are the first that hold their token; others count no loss twice."""
+    seen, found = set(), []
+    for token in index.tolist():
+        found.append(token not in seen)
+        seen.add(token)
+    return torch.tensor(found)
+
+
+def put(x: Tensor, index: Tensor, length: int) -> Tensor:
+    """Unpacked rows ``[n, h, d]`` where they stand in the row, ``[1, length, h, d]``."""
+    found = x.new_zeros(1, length, *x.shape[1:])
+    found[0, index] = x
+    return found
+
+
+def add(x: Tensor, index: Tensor, length: int) -> Tensor:
+    """The same for gradients: copies of one token add up, in float32."""
+    found = torch.zeros(1, length, *x.shape[1:])
+    return found[0].index_add_(0, index, x.float())[None]
