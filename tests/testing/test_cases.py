@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from ridgeline.testing import merge_case, paged_case, poisoned, tied_case
+from ridgeline.testing import attention_case, merge_case, paged_case, poisoned, tied_case
 from ridgeline.testing.cases import read_by
 from ridgeline.testing.generate import FP8
 
-MAKERS = [paged_case, tied_case, merge_case]
+MAKERS = [paged_case, tied_case, merge_case, attention_case]
 
 
 @pytest.mark.parametrize("make", MAKERS)

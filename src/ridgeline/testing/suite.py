@@ -1,8 +1,9 @@
 """A compact suite that tells a right implementation from a wrong one, given as a callable.
 
-``problem(run, op)`` hands every case of the suite to ``run(case) -> (out, lse)``, compares with the
-oracle and, for decode operations, repeats it with poison where nothing may be read. The cases are
-few and each has a purpose, so that a whole set of planted bugs is checked in seconds.
+``problem(run, op)`` hands every case of the suite to ``run(case) -> (out, lse)``, for ``attention``
+``(out, lse, dq, dk, dv)``, compares with the oracle and, for decode operations, repeats it with
+poison where nothing may be read. The cases are few and each has a purpose, so that a whole set of
+planted bugs is checked in seconds.
 """
 
 from collections.abc import Callable
@@ -13,14 +14,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ridgeline.testing.cases import DecodeCase, MergeCase
+from ridgeline.testing.cases import AttentionCase, Case, DecodeCase, MergeCase
 from ridgeline.testing.generate import DIMS, FP8, merge_case, paged_case, tied_case
+from ridgeline.testing.generate_attention import attention_case
 from ridgeline.testing.layouts import far_along
 from ridgeline.testing.poison import poisoned
 from ridgeline.testing.tolerance import violations
 
-Op = Literal["paged_decode", "tied_decode", "merge"]
-Run = Callable[[DecodeCase | MergeCase], tuple[Tensor, Tensor]]
+Op = Literal["attention", "paged_decode", "tied_decode", "merge"]
+Run = Callable[[Case], tuple[Tensor, ...]]
 
 F32, F64 = torch.float32, torch.float64
 _PLAIN = {"magnitude": 1.0, "softcap": 0.0, "window": None, "causal": True, "strides": True}
@@ -45,9 +47,11 @@ _TWO_PAGES = {"dtype": torch.bfloat16, "lengths": [4], "page_size": 2, "spare_pa
 
 
 @cache
-def cases(op: Op, fp8: bool = False) -> tuple[DecodeCase | MergeCase, ...]:
+def cases(op: Op, fp8: bool = False) -> tuple[Case, ...]:
     """The suite of one operation; ``fp8`` adds caches in float8_e4m3fn."""
     match op:
+        case "attention":
+            return _attention()
         case "paged_decode":
             return _paged(fp8)
         case "tied_decode":
@@ -68,10 +72,11 @@ def problem(run: Run, op: Op, *, fp8: bool = False) -> str | None:
     """
     for case in cases(op, fp8):
         try:
-            out, lse = run(case)
-            wrong = violations(case, out, lse)
-            if wrong is None and not isinstance(case, MergeCase) and not _is_far(case):
-                wrong = _reads_poison(run, case, out, lse)
+            results = run(case)
+            wrong = violations(case, *results)
+            of_decode = not isinstance(case, MergeCase | AttentionCase)
+            if wrong is None and of_decode and not _is_far(case):
+                wrong = _reads_poison(run, case, *results)
         except Exception as e:
             wrong = f"raised {type(e).__name__}: {e}"
         if wrong:
@@ -174,3 +179,38 @@ def _tied(fp8: bool) -> tuple[DecodeCase, ...]:
             fp8_cache = {"dtype": F32, "cache_dtype": FP8, "scale_kind": kind}
             made.append(tied_case(seed, **plain | fp8_cache))
     return tuple(made)
+
+
+def _attention() -> tuple[AttentionCase, ...]:
+    plain = {"magnitude": 1.0, "softcap": 0.0, "window": None, "softmax_scale": None}
+    plain |= {"tree": None, "causal": True, "kv_heads": 2, "group": 3, "dim": 40, "value_dim": 24}
+    plain |= {"packed": True, "lengths": [(37, 37), (5, 40), (0, 3), (4, 0), (9, 6)]}
+    plain |= {"with_dlse": True, "strides": True, "dtype": F32}
+    batch = {"packed": False, "lengths": [(13, 33)] * 3}
+    changes = [
+        {},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.float16, "value_dim": 64},
+        {"dtype": F64},
+        {"causal": False},
+        {"with_dlse": False},
+        {"softmax_scale": 0.05},
+        {"softmax_scale": -0.2},
+        {"softcap": 0.5, "magnitude": 3.0},
+        {"softcap": 30.0, "magnitude": 1e2},
+        {"magnitude": 1e4},
+        {"kv_heads": 1, "group": 8},
+        {"kv_heads": 4, "group": 1, "dim": 17},
+        {"tree": "nested"},
+        {"tree": "any"},
+        {"tree": "nested", "causal": False, "window": (8, 3)},
+        {"lengths": [(130, 300), (1, 65)], "group": 1, "kv_heads": 1},
+        {"lengths": [(150, 150)], "group": 2, "kv_heads": 1, "tree": "nested"},
+        batch,
+        batch | {"tree": "nested", "dtype": torch.bfloat16},
+        batch | {"lengths": [(33, 13)] * 2, "causal": False},
+        batch | {"strides": False, "value_dim": 80, "dim": 128},
+    ]
+    windows = [(0, 0), (5, None), (5, 0), (None, 0), (None, 1), (8, 2), (1000, 1000)]
+    changes += [{"causal": False, "window": window} for window in windows]
+    return tuple(attention_case(seed, **plain | change) for seed, change in enumerate(changes))
