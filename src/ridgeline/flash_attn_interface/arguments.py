@@ -16,12 +16,12 @@ class Mask(NamedTuple):
     causal: bool
     left: int | None
     right: int | None
-    chunk: int  # 0: none
+    chunk: int  # 0: none; else causal
 
     @property
     def local(self) -> bool:
         """Whether it matters where a query stands."""
-        return self.causal or self.left is not None or self.right is not None or self.chunk > 0
+        return self.causal or self.left is not None or self.right is not None
 
     @property
     def window(self) -> tuple[int | None, int | None]:
