@@ -2,6 +2,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ridgeline.bench import end_to_end, info
+from ridgeline.bench.attention import memory
 from ridgeline.cli import app
 from ridgeline.ops.common import core
 
@@ -90,11 +91,13 @@ def test_bad_arguments_of_attention_name_the_culprit(args, message):
     assert str(result.exception).startswith(message)
 
 
-def test_bench_memory_writes_its_file(tmp_path):
+def test_bench_memory_writes_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "in_fresh_process", lambda *job: 12_300_000)
     path = tmp_path / "x.csv"
     sizes = "--length 96 --head-dim 16 --no-peers --impl reference"
     result = invoke("bench", "memory", *sizes.split(), "--csv", str(path))
     assert result.exit_code == 0, result.output
+    assert "12.3" in result.output
     assert "Largest resident size" in result.output
     assert path.read_text().startswith("# command: ")
 

@@ -1,29 +1,25 @@
 """``ridgeline bench memory``: what one call of attention needs beyond its inputs, at its peak.
 
-Every pass runs in a process of its own, after a call on few tokens that loads code and threads. The
-kernel's mark of the largest resident size is reset, and read again behind the call (Linux).
+Every pass runs in a process of its own (``peak``).
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import torch
 from rich.table import Table
 
 from ridgeline.bench import files, table
-from ridgeline.bench.attention import peers
-from ridgeline.bench.attention.calls import Call, Inputs, ours
 from ridgeline.bench.attention.shapes import PASSES, AttentionShape
 from ridgeline.ops.common import check
 from ridgeline.ops.common.dispatch import Impl
 
-WARM_UP = 64  # tokens
-CLEAR_REFS = Path("/proc/self/clear_refs")
-STATUS = Path("/proc/self/status")
+# glibc then gives every larger block back when it is freed: none hides in the process beforehand.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -86,37 +82,12 @@ def in_fresh_process(shape: AttentionShape, which: str, who: str, impl: Impl = "
         RuntimeError: the process failed; with what it printed last.
     """
     job = json.dumps([asdict(shape), which, who, impl, torch.get_num_threads()])
-    command = [sys.executable, "-m", "ridgeline.bench.attention.memory", job]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "ridgeline.bench.attention.peak", job]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | MALLOC)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise RuntimeError(f"{shape.label}, {which} of {who}: {last}")
     return int(done.stdout)
-
-
-def peak_of(shape: AttentionShape, which: str, who: str, impl: Impl) -> int:
-    """The same in this process."""
-    small = replace(shape, length=min(shape.length, WARM_UP), batch=1)
-    _call(small, who, impl).run(which)
-    call = _call(shape, who, impl)
-    if which == "backward":
-        call.record()
-    CLEAR_REFS.write_text("5")  # resets VmHWM, see proc(5)
-    before = _status("VmRSS")
-    results = call.run(which)
-    peak = _status("VmHWM") - before
-    del results
-    return peak
-
-
-def _call(shape: AttentionShape, who: str, impl: Impl) -> Call:
-    inputs = Inputs(shape)
-    return ours(inputs, impl) if who == "ours" else peers.sdpa(inputs, shape.dtype)
-
-
-def _status(name: str) -> int:
-    lines = STATUS.read_text().splitlines()
-    return 1024 * int(next(x for x in lines if x.startswith(f"{name}:")).split()[1])
 
 
 def line(row: Row) -> str:
@@ -172,14 +143,3 @@ def record(row: Row) -> files.Record:
 
 def _mb(nbytes: int) -> float:
     return round(nbytes / 1e6, 3)
-
-
-def _main() -> None:
-    shape, which, who, impl, threads = json.loads(sys.argv[1])
-    shape["pairs"] = tuple(tuple(pair) for pair in shape["pairs"])
-    torch.set_num_threads(threads)
-    print(peak_of(AttentionShape(**shape), which, who, impl))
-
-
-if __name__ == "__main__":
-    _main()
