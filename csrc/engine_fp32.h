@@ -2,6 +2,8 @@
 // multiply-adds along the head dim for the scores and along the value dim for the values.
 #pragma once
 
+#include <type_traits>
+
 #include "paging.h"
 #include "softmax.h"
 
@@ -22,8 +24,12 @@ class EngineFp32 {
   int64_t out_rows() const { return rows_; }
   // How often scores() and values() call Prefetch::step() on a tile of `heads` heads.
   int prefetch_steps(int tile, int heads) const {
-    const int value_calls = value_ / (4 * W) + (value_ % (4 * W) + W - 1) / W;
-    return heads * (rows_ / R + rows_ % R) * (tile / 4 + value_calls);
+    int steps = 0;
+    row_blocks([&](auto rows, int) {
+      const int wide = pairs_beside(rows()) * P;
+      steps += tile / tokens_beside(rows()) + value_ / wide + (value_ % wide + P - 1) / P;
+    });
+    return heads * steps;
   }
 
   // Row r of the head: two strided runs of elements.
@@ -37,9 +43,8 @@ class EngineFp32 {
               Prefetch& prefetch) const {
     const float* q = reinterpret_cast<const float*>(query);
     float* s = reinterpret_cast<float*>(buffer);
-    int r = 0;
-    for (; r + R <= rows_; r += R) score_rows<R>(q, tile, size, key_offset, s, r, prefetch);
-    for (; r < rows_; r++) score_rows<1>(q, tile, size, key_offset, s, r, prefetch);
+    row_blocks(
+        [&](auto rows, int r) { score_rows<rows()>(q, tile, size, key_offset, s, r, prefetch); });
   }
 
   // Scores become probabilities in place; m, l, corr: one a row. lo, hi: the visible part of the
@@ -75,104 +80,139 @@ class EngineFp32 {
   void values(const char* buffer, const Tile& tile, int size, int64_t value_offset, bool rescale,
               const float* corr, float* out, Prefetch& prefetch) const {
     const float* p = reinterpret_cast<const float*>(buffer);
-    int r = 0;
-    for (; r + R <= rows_; r += R)
-      value_rows<R>(p, tile, size, value_offset, rescale, corr, out, r, prefetch);
-    for (; r < rows_; r++)
-      value_rows<1>(p, tile, size, value_offset, rescale, corr, out, r, prefetch);
+    row_blocks([&](auto rows, int r) {
+      value_rows<rows()>(p, tile, size, value_offset, rescale, corr, out, r, prefetch);
+    });
   }
 
   // Row of out_width() floats -> value_ elements.
   void store_row(const float* row, T* out) const {
-    for (int d = 0; d < value_; d++) from_float(row[d], out + d);
+    for (int d = 0; d < pad(value_); d++) {
+      const int e = d - d % P + element_of_lane<T>(d % P);
+      if (e < value_) from_float(row[d], out + e);
+    }
   }
 
  private:
-  static constexpr int R = Vec::kRows;
+  static constexpr int P = 2 * W;  // elements of a pair of vectors
+  static constexpr int kSums = W == 16 ? 16 : 8;
+  template <int N>
+  using Rows = std::integral_constant<int, N>;
 
-  static int pad(int n) { return (n + W - 1) / W * W; }
+  static int pad(int n) { return (n + P - 1) / P * P; }
   int64_t query_width() const { return pad(nope_) + pad(rope_); }
+  // Tokens, or pairs of vectors of values, in registers beside a block of rows: at least the eight
+  // sums that keep two multipliers of four cycles' latency busy.
+  static constexpr int tokens_beside(int rows) { return kSums / rows; }
+  static constexpr int pairs_beside(int rows) { return kSums / rows / 2; }
 
+  // Calls f(number of rows, first row) for blocks of rows that fit in registers.
+  template <class F>
+  void row_blocks(F f) const {
+    int r = 0;
+    for (; rows_ - r >= 4; r += 4) f(Rows<4>{}, r);
+    if (rows_ - r >= 2) f(Rows<2>{}, r), r += 2;
+    if (rows_ - r) f(Rows<1>{}, r);
+  }
+
+  // Queries lie in the order of lanes in which keys are widened.
   static void pack(float* q, const T* x, int n) {
-    for (int d = 0; d < n; d++) q[d] = to_float(x[d]);
-    for (int d = n; d < pad(n); d++) q[d] = 0.0f;
+    for (int d = 0; d < pad(n); d++) {
+      const int e = d - d % P + element_of_lane<T>(d % P);
+      q[d] = e < n ? to_float(x[e]) : 0.0f;
+    }
   }
 
   template <int NR>
   void score_rows(const float* q, const Tile& tile, int size, int64_t key_offset, float* s, int r,
                   Prefetch& prefetch) const {
+    constexpr int NT = tokens_beside(NR);
     const int64_t width = query_width();
-    for (int t = 0; t < size; t += 4) {
+    for (int t = 0; t < size; t += NT) {
       prefetch.step();
-      Vec acc[NR][4];
-      RIDGELINE_UNROLL for (int i = 0; i < NR; i++) RIDGELINE_UNROLL for (int j = 0; j < 4; j++)
-          acc[i][j] = Vec::set(0.0f);
-      const T *nope[4], *rope[4];
-      RIDGELINE_UNROLL for (int j = 0; j < 4; j++) {
+      Vec acc[NR * NT];
+      RIDGELINE_UNROLL for (int i = 0; i < NR * NT; i++) acc[i] = Vec::set(0.0f);
+      const T *nope[NT], *rope[NT];
+      RIDGELINE_UNROLL for (int j = 0; j < NT; j++) {
         nope[j] = reinterpret_cast<const T*>(tile.key[t + j] + key_offset);
         rope[j] = reinterpret_cast<const T*>(tile.rope[t + j]);
       }
-      dot<NR>(acc, q + r * width, width, nope, nope_);
-      dot<NR>(acc, q + r * width + pad(nope_), width, rope, rope_);
-      RIDGELINE_UNROLL for (int i = 0; i < NR; i++)
-          Vec::sums4(acc[i], s + int64_t(r + i) * size + t);
+      dot<NR, NT>(acc, q + r * width, width, nope, nope_);
+      dot<NR, NT>(acc, q + r * width + pad(nope_), width, rope, rope_);
+      float sums[NR * NT];
+      RIDGELINE_UNROLL for (int i = 0; i < NR * NT; i += 4) Vec::sums4(acc + i, sums + i);
+      RIDGELINE_UNROLL for (int i = 0; i < NR; i++) RIDGELINE_UNROLL for (int j = 0; j < NT; j++)
+          s[int64_t(r + i) * size + t + j] = sums[i * NT + j];
     }
   }
 
-  template <int NR>
-  RIDGELINE_INLINE void dot(Vec (&acc)[NR][4], const float* q, int64_t width, const T* const* key,
-                            int n) {
+  template <int NR, int NT>
+  RIDGELINE_INLINE void dot(Vec* acc, const float* q, int64_t width, const T* const* key, int n) {
     int d = 0;
-    for (; d + W <= n; d += W) {
-      Vec k[4];
-      RIDGELINE_UNROLL for (int j = 0; j < 4; j++) k[j] = Vec::load(key[j] + d);
-      step<NR>(acc, q + d, width, k);
-    }
+    for (; d + P <= n; d += P) step<NR, NT>(acc, q + d, width, [&](int j) { return key[j] + d; });
     if (d < n) {
-      Vec k[4];
-      RIDGELINE_UNROLL for (int j = 0; j < 4; j++) k[j] = Vec::load_first(key[j] + d, n - d);
-      step<NR>(acc, q + d, width, k);
+      T rest[NT][P] = {};
+      for (int j = 0; j < NT; j++) std::memcpy(rest[j], key[j] + d, (n - d) * sizeof(T));
+      step<NR, NT>(acc, q + d, width, [&](int j) { return rest[j]; });
     }
   }
-  template <int NR>
-  RIDGELINE_INLINE void step(Vec (&acc)[NR][4], const float* q, int64_t width, const Vec* k) {
-    RIDGELINE_UNROLL for (int i = 0; i < NR; i++) {
-      const Vec x = Vec::load(q + i * width);
-      RIDGELINE_UNROLL for (int j = 0; j < 4; j++) acc[i][j] = Vec::fma(x, k[j], acc[i][j]);
+  template <int NR, int NT, class Key>
+  RIDGELINE_INLINE void step(Vec* acc, const float* q, int64_t width, Key key) {
+    RIDGELINE_UNROLL for (int half = 0; half < 2; half++) {
+      Vec k[NT];
+      RIDGELINE_UNROLL for (int j = 0; j < NT; j++) k[j] = load_half(key(j), half);
+      RIDGELINE_UNROLL for (int i = 0; i < NR; i++) {
+        const Vec x = Vec::load(q + i * width + half * W);
+        RIDGELINE_UNROLL for (int j = 0; j < NT; j++) acc[i * NT + j] =
+            Vec::fma(x, k[j], acc[i * NT + j]);
+      }
     }
   }
 
   template <int NR>
   void value_rows(const float* p, const Tile& tile, int size, int64_t value_offset, bool rescale,
                   const float* corr, float* out, int r, Prefetch& prefetch) const {
+    constexpr int NP = pairs_beside(NR);
     int d = 0;
-    for (; d + 4 * W <= value_; d += 4 * W) {
+    for (; d + NP * P <= value_; d += NP * P) {
       prefetch.step();
-      accumulate<NR, 4>(p, tile, size, value_offset, rescale, corr, out, r, d, W);
+      accumulate<NR, NP>(p, tile, size, value_offset, rescale, corr, out, r, d, P);
     }
-    for (; d < value_; d += W) {
+    for (; d < value_; d += P) {
       prefetch.step();
-      const int lanes = std::min(W, value_ - d);
-      accumulate<NR, 1>(p, tile, size, value_offset, rescale, corr, out, r, d, lanes);
+      accumulate<NR, 1>(p, tile, size, value_offset, rescale, corr, out, r, d,
+                        std::min(P, value_ - d));
     }
   }
 
-  template <int NR, int NV>
+  // NP pairs of vectors from dim d on; `dims` of the last pair's are there.
+  template <int NR, int NP>
   void accumulate(const float* p, const Tile& tile, int size, int64_t value_offset, bool rescale,
-                  const float* corr, float* out, int r, int d, int lanes) const {
+                  const float* corr, float* out, int r, int d, int dims) const {
+    constexpr int NV = 2 * NP;
     Vec acc[NR][NV];
     RIDGELINE_UNROLL for (int i = 0; i < NR; i++) RIDGELINE_UNROLL for (int j = 0; j < NV; j++) {
       acc[i][j] = Vec::load(out + (r + i) * out_width() + d + j * W);
       if (rescale) acc[i][j] = acc[i][j] * Vec::set(corr[r + i]);
     }
-    for (int t = 0; t < tile.tokens; t++) {
-      const T* v = reinterpret_cast<const T*>(tile.value[t] + value_offset) + d;
+    const auto token = [&](int t, const T* v) __attribute__((always_inline)) {
       Vec x[NV];
-      RIDGELINE_UNROLL for (int j = 0; j < NV; j++) x[j] =
-          NV == 1 ? Vec::load_first(v, lanes) : Vec::load(v + j * W);
+      RIDGELINE_UNROLL for (int j = 0; j < NV; j++) x[j] = load_half(v + j / 2 * P, j % 2);
       RIDGELINE_UNROLL for (int i = 0; i < NR; i++) {
         const Vec w = Vec::set(p[int64_t(r + i) * size + t]);
         RIDGELINE_UNROLL for (int j = 0; j < NV; j++) acc[i][j] = Vec::fma(w, x[j], acc[i][j]);
+      }
+    };
+    const int64_t skip = value_offset + d * int64_t(sizeof(T));
+    if (dims == P) {
+#pragma GCC unroll 4
+      for (int t = 0; t < tile.tokens; t++)
+        token(t, reinterpret_cast<const T*>(tile.value[t] + skip));
+    } else {
+      T rest[P] = {};
+      for (int t = 0; t < tile.tokens; t++) {
+        std::memcpy(rest, tile.value[t] + skip, dims * sizeof(T));
+        token(t, rest);
       }
     }
     RIDGELINE_UNROLL for (int i = 0; i < NR; i++) RIDGELINE_UNROLL for (int j = 0; j < NV; j++)

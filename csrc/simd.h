@@ -69,7 +69,7 @@ RIDGELINE_INLINE void from_float(float f, Float16* out) {
 #if defined(__AVX512F__)
 
 struct Vec {
-  static constexpr int kWidth = 16, kRows = 4;  // kRows: query rows in registers at a time
+  static constexpr int kWidth = 16;
   __m512 v;
 
   RIDGELINE_INLINE Vec set(float x) { return {_mm512_set1_ps(x)}; }
@@ -80,15 +80,10 @@ struct Vec {
   RIDGELINE_INLINE Vec load(const Float16* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
-  // The first n elements, zeros behind; nothing else is read.
-  RIDGELINE_INLINE Vec load_first(const float* p, int n) {
-    return {_mm512_maskz_loadu_ps(lanes(n), p)};
-  }
-  RIDGELINE_INLINE Vec load_first(const BFloat16* p, int n) {
-    return widen(_mm256_maskz_loadu_epi16(lanes(n), p));
-  }
-  RIDGELINE_INLINE Vec load_first(const Float16* p, int n) {
-    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p))};
+  RIDGELINE_INLINE Vec load_half(const BFloat16* p, int half) {
+    const __m512i x = _mm512_loadu_si512(p);
+    return {_mm512_castsi512_ps(half ? _mm512_and_si512(x, _mm512_set1_epi32(0xffff0000))
+                                     : _mm512_slli_epi32(x, 16))};
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
 
@@ -132,7 +127,6 @@ struct Vec {
   }
 
  private:
-  RIDGELINE_INLINE __mmask16 lanes(int n) { return __mmask16((1u << n) - 1); }
   RIDGELINE_INLINE Vec widen(__m256i x) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
   }
@@ -141,7 +135,7 @@ struct Vec {
 #elif defined(__AVX2__)
 
 struct Vec {
-  static constexpr int kWidth = 8, kRows = 2;
+  static constexpr int kWidth = 8;
   __m256 v;
 
   RIDGELINE_INLINE Vec set(float x) { return {_mm256_set1_ps(x)}; }
@@ -153,11 +147,10 @@ struct Vec {
   RIDGELINE_INLINE Vec load(const Float16* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
-  template <class T>
-  RIDGELINE_INLINE Vec load_first(const T* p, int n) {
-    T x[kWidth] = {};
-    std::memcpy(x, p, n * sizeof(T));
-    return load(x);
+  RIDGELINE_INLINE Vec load_half(const BFloat16* p, int half) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm256_castsi256_ps(half ? _mm256_and_si256(x, _mm256_set1_epi32(0xffff0000))
+                                     : _mm256_slli_epi32(x, 16))};
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
 
@@ -211,7 +204,7 @@ struct Vec {
 
 // Plain C++: eight lanes that a compiler may map to what vectors it has.
 struct Vec {
-  static constexpr int kWidth = 8, kRows = 2;
+  static constexpr int kWidth = 8;
   float v[kWidth];
 
   template <class F>
@@ -227,9 +220,8 @@ struct Vec {
   RIDGELINE_INLINE Vec load(const T* p) {
     return make([=](int i) { return to_float(p[i]); });
   }
-  template <class T>
-  RIDGELINE_INLINE Vec load_first(const T* p, int n) {
-    return make([=](int i) { return i < n ? to_float(p[i]) : 0.0f; });
+  RIDGELINE_INLINE Vec load_half(const BFloat16* p, int half) {
+    return make([=](int i) { return to_float(p[2 * i + half]); });
   }
   void store(float* p) const { std::memcpy(p, v, sizeof(v)); }
 
@@ -275,5 +267,22 @@ struct Vec {
 };
 
 #endif
+
+// Two vectors hold a pair's 2 x kWidth consecutive elements, in the order that is cheapest to
+// widen: of bfloat16 the even ones, then the odd ones.
+template <class T>
+RIDGELINE_INLINE Vec load_half(const T* p, int half) {
+  return Vec::load(p + half * Vec::kWidth);
+}
+RIDGELINE_INLINE Vec load_half(const BFloat16* p, int half) { return Vec::load_half(p, half); }
+// Which element of its pair lane i of the two vectors holds.
+template <class T>
+constexpr int element_of_lane(int i) {
+  return i;
+}
+template <>
+constexpr int element_of_lane<BFloat16>(int i) {
+  return i < Vec::kWidth ? 2 * i : 2 * (i - Vec::kWidth) + 1;
+}
 
 }  // namespace ridgeline::RIDGELINE_ISA

@@ -303,6 +303,7 @@ static inline __m512i e_permutexvar_epi16(__m512i index, __m512i a) {
 #define _mm512_sub_epi32 e_sub_epi32
 #undef _mm512_slli_epi32
 #define _mm512_slli_epi32 e_slli_epi32
+#define _mm512_and_si512(a, b) ((a) & (b))
 #define _mm512_set1_ps e_set1_ps
 #define _mm512_set1_epi32 e_set1_epi32
 #undef _mm512_setr_epi32
