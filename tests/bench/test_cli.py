@@ -116,7 +116,7 @@ def test_bench_accuracy_writes_its_files(tmp_path):
 def test_info_lists_every_implementation():
     result = invoke("info")
     assert result.exit_code == 0, result.output
-    for operation in ("paged_decode", "tied_decode"):
+    for operation in ("attention", "paged_decode", "tied_decode"):
         for impl in ("reference", "cpu", "triton", "hopper"):
             assert any(line.split()[:2] == [operation, impl] for line in result.output.splitlines())
     assert "not built in this version" in result.output

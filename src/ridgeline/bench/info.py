@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ridgeline.bench import machine
+from ridgeline.ops.attention import attention
 from ridgeline.ops.common import core
 from ridgeline.ops.common.dispatch import IMPLS
 from ridgeline.ops.paged_decode import paged_decode
@@ -17,7 +18,8 @@ PACKAGES = ("transformers", "tokenizers", "safetensors", "triton", "vllm", "trl"
 
 def implementations() -> Iterator[tuple[str, str, str | None]]:
     """``(operation, implementation, why it is not usable here)``, found out by calling each."""
-    for operation, call in (("paged_decode", _paged), ("tied_decode", _tied)):
+    calls = {"attention": _attention, "paged_decode": _paged, "tied_decode": _tied}
+    for operation, call in calls.items():
         for impl in IMPLS:
             if impl != "auto":
                 yield operation, impl, _reason(call, impl)
@@ -67,6 +69,11 @@ def _reason(call: Callable[[str], object], impl: str) -> str | None:
     except ValueError as e:
         return str(e).removeprefix(f"impl={impl!r}: ")
     return None
+
+
+def _attention(impl: str) -> object:
+    x = torch.zeros(1, 1, 1, 16)
+    return attention(x, x, x, impl=impl)
 
 
 def _paged(impl: str) -> object:
