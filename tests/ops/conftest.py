@@ -34,5 +34,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("impl", implementations())
     if "attention_impl" in metafunc.fixturenames:
         metafunc.parametrize("attention_impl", attention_implementations())
+    if "attention_name" in metafunc.fixturenames:  # what the public function takes
+        names = dict.fromkeys(impl.partition("-")[0] for impl in attention_implementations())
+        metafunc.parametrize("attention_name", list(names))
     if "cpu_impl" in metafunc.fixturenames:
         metafunc.parametrize("cpu_impl", cpu_implementations())

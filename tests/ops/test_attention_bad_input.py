@@ -196,10 +196,9 @@ def test_options(argument: str, value: object, error: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize(("argument", "value", "message"), VALUES, ids=ids(VALUES))
-def test_values(argument: str, value, message: str, attention_impl: str) -> None:
-    impl = attention_impl.partition("-")[0]
+def test_values(argument: str, value, message: str, attention_name: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        attention(**arguments("packed") | {argument: value}, impl=impl)
+        attention(**arguments("packed") | {argument: value}, impl=attention_name)
 
 
 def test_values_of_a_batch() -> None:

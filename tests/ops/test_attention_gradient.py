@@ -57,15 +57,14 @@ def test_finite_differences_of_packed_sequences() -> None:
 
 @pytest.mark.parametrize("through", ["out", "lse", "both"])
 @pytest.mark.parametrize("needed", list(product([False, True], repeat=3)), ids=str)
-def test_subsets(needed: tuple[bool, ...], through: str, attention_impl: str) -> None:
+def test_subsets(needed: tuple[bool, ...], through: str, attention_name: str) -> None:
     """A gradient is the same whichever others are asked for; those that are not are ``None``."""
-    impl = attention_impl.partition("-")[0]
 
     def gradients(required: tuple[bool, ...]) -> list[Tensor | None]:
         leaves = inputs((2, 5), (2, 7), dtype=torch.float32, dims=(16, 8))
         for x, need in zip(leaves, required, strict=True):
             x.requires_grad_(need)
-        out, lse = attention(*leaves, causal=True, return_lse=True, impl=impl)
+        out, lse = attention(*leaves, causal=True, return_lse=True, impl=attention_name)
         assert out.requires_grad == lse.requires_grad == any(required)
         loss = {"out": out.sin().sum(), "lse": lse.sin().sum()}
         loss["both"] = loss["out"] + loss["lse"]
@@ -83,13 +82,12 @@ def test_subsets(needed: tuple[bool, ...], through: str, attention_impl: str) ->
 
 
 @pytest.mark.parametrize("kind", ["expanded", "every other", "permuted"])
-def test_upstream_strides(kind: str, attention_impl: str) -> None:
+def test_upstream_strides(kind: str, attention_name: str) -> None:
     """``dout`` and ``dlse`` as autograd may hand them over, the last dim not contiguous."""
-    impl = attention_impl.partition("-")[0]
     results = []
     for odd in (False, True):
         leaves = inputs((2, 5), (2, 7), dtype=torch.float32, dims=(16, 8))
-        out, lse = attention(*leaves, return_lse=True, impl=impl)
+        out, lse = attention(*leaves, return_lse=True, impl=attention_name)
         grads = []
         for x in (out, lse):
             if kind == "expanded":

@@ -32,23 +32,22 @@ def arguments(case: AttentionCase, impl: str) -> tuple:
     return (case.q, case.k, case.v, *layout, None, None, None, *options)
 
 
-@pytest.mark.parametrize("tree", [None, "nested"])
 @pytest.mark.parametrize("shape", CASES.values(), ids=CASES)
-def test_opcheck(shape: dict, tree: str | None, attention_impl: str) -> None:
-    impl = attention_impl.partition("-")[0]
+def test_opcheck(shape: dict, attention_name: str) -> None:
+    tree = None if shape["packed"] else "nested"
     case = attention_case(3, **shape, **F32, tree=tree, softcap=0.0)
-    q, k, v, *rest = arguments(case, impl)
+    q, k, v, *rest = arguments(case, attention_name)
     torch.library.opcheck(OPS.attention.default, (q, k, v, *rest))
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     torch.library.opcheck(OPS.attention.default, (*leaves, *rest))
 
 
-@pytest.mark.parametrize("needed", [[True] * 3, [False, True, False]], ids=str)
-@pytest.mark.parametrize("shape", [CASES["batch"], CASES["packed"]], ids=["batch", "packed"])
-def test_opcheck_of_the_backward(shape: dict, needed: list[bool], attention_impl: str) -> None:
-    impl = attention_impl.partition("-")[0]
-    case = attention_case(4, **shape, **F32, tree="nested", with_dlse=True, softcap=0.0)
-    inputs = arguments(case, impl)
+@pytest.mark.parametrize(
+    ("shape", "needed"), [("batch", [True] * 3), ("packed", [False, True, False])], ids=str
+)
+def test_opcheck_of_the_backward(shape: str, needed: list[bool], attention_name: str) -> None:
+    case = attention_case(4, **CASES[shape], **F32, tree="nested", with_dlse=True, softcap=0.0)
+    inputs = arguments(case, attention_name)
     out, lse = OPS.attention.default(*inputs)
     layout = (case.cu_seqlens_q, case.cu_seqlens_k, case.subtree_end)
     for dlse in (None, case.dlse):
