@@ -133,7 +133,7 @@ def test_autocast_trains_fp32_weights_in_bf16(variant):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_prefill_takes_the_fused_kernel(variant, dtype):
+def test_prefill_is_the_attention_operation(variant, dtype):
     called = set()
 
     class Record(TorchDispatchMode):
@@ -143,7 +143,7 @@ def test_prefill_takes_the_fused_kernel(variant, dtype):
 
     with Record(), torch.no_grad():
         forward(make(variant, dtype), inputs(1, 4, dtype))
-    assert torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default in called
+    assert torch.ops.ridgeline.attention.default in called
 
 
 def test_import_is_light():
