@@ -350,3 +350,19 @@ def test_pages_that_no_query_sees_may_be_anything() -> None:
     for hidden in ({"window_size": (7, 0)}, {"cache_leftpad": int32(3)}):
         with pytest.raises(ValueError, match=r"page_table: .*got 2147480000"):
             fa.flash_attn_with_kvcache(q, cache, cache, **options, **hidden)
+
+
+@pytest.mark.parametrize("make", FUNCTIONS, ids=lambda make: make.__name__)
+def test_no_value_is_asked_of_a_device(make: Callable) -> None:
+    """Tensors without values: only packed queries of a cache need their lengths."""
+    arguments = make()
+    for name, x in arguments.items():
+        if isinstance(x, Tensor):
+            arguments[name] = x.to("meta")
+    if make is paged:
+        for name in ("cu_seqlens_q", "cu_seqlens_k_new"):
+            del arguments[name]
+        arguments["q"] = arguments["q"][:2, None]
+        arguments["k"], arguments["v"] = (arguments[name][:2, None] for name in ("k", "v"))
+    result = FUNCTIONS[make](**arguments)
+    assert (result[0] if isinstance(result, tuple) else result).device.type == "meta"

@@ -8,7 +8,7 @@ from interface_cases import MAKERS, violation
 
 from ridgeline import flash_attn_interface as fa
 
-CASES = {"dense": 100, "varlen": 100, "qkvpacked": 80, "combine": 60, "kvcache": 300, "mla": 100}
+CASES = {"dense": 120, "varlen": 120, "qkvpacked": 80, "combine": 60, "kvcache": 300, "mla": 100}
 SEEDS = [pytest.param(name, n, id=f"{name}-{n}") for name in CASES for n in range(CASES[name])]
 
 

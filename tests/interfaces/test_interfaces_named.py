@@ -101,6 +101,17 @@ def test_which_queries_turn_by_their_own_position(options: dict, moves: bool) ->
     assert (two[:, 1:] - alone[not moves]).abs().max() > 1e-3
 
 
+def test_tokens_may_move_within_a_cache() -> None:
+    """Where the new tokens are and where they go overlap, each in the other's cache too."""
+    cache = normal(2, 1, 9, 1, 4)
+    before = cache.clone()
+    flash_attn_with_kvcache(
+        normal(1, 1, 1, 4), *cache, cache[1, :, 2:6], cache[0, :, 1:5], cache_seqlens=3
+    )
+    assert torch.equal(cache[0, :, 3:7], before[1, :, 2:6])
+    assert torch.equal(cache[1, :, 3:7], before[0, :, 1:5])
+
+
 def test_a_left_pad_is_a_shorter_sequence() -> None:
     q, k, v = normal(2, 2, 2, 4), normal(2, 12, 2, 4, seed=1), normal(2, 12, 2, 4, seed=2)
     options = {"causal": True, "window_size": (5, 0), "return_softmax_lse": True}

@@ -120,8 +120,12 @@ def flash_attn_with_kvcache(
         pages.per_sequence("cache_leftpad", cache_leftpad, k_cache, queries.batch)
     length = before if new_lengths is None else before + new_lengths
     sequences = CachedSequences(k_cache, v_cache, table, length, cache_leftpad)
-    first_read = sequences.first_read(queries.lengths, options.mask.left)
-    pages.check_values(sequences, before, new_lengths, first_read)
+    pages.check_values(
+        sequences,
+        before,
+        new_lengths,
+        lambda: sequences.first_read(queries.lengths, options.mask.left),
+    )
     check.flag("rotary_interleaved", rotary_interleaved)
     turn_from = before
     if rotary_seqlens is not None:
@@ -136,6 +140,7 @@ def flash_attn_with_kvcache(
         sequence, index = _rows(new_lengths, cu_seqlens_k_new, k)
         slots = sequences.pages_and_offsets(sequence, before[sequence] + index)
         pages.check_slots(slots, k_cache.shape[1], cache_batch_idx)
+        k, v = (pages.apart_from(x, k_cache, v_cache) for x in (k, v))
         if turned:
             new_rows = turn_from[sequence] + index
             sequence, index = _rows(queries.lengths, queries.cu_seqlens, q)

@@ -3,6 +3,7 @@
 A contiguous cache ``[B, L, h_kv, d]`` is a paged cache whose pages are its rows: nothing is copied.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -132,34 +133,40 @@ def per_sequence(name: str, x: Tensor, like: Tensor, batch: int) -> Tensor:
 
 
 def check_values(
-    sequences: CachedSequences, before: Tensor, new_lengths: Tensor | None, first_read: Tensor
+    sequences: CachedSequences,
+    before: Tensor,
+    new_lengths: Tensor | None,
+    read: Callable[[], Tensor],
 ) -> None:
-    """Lengths, left pads and page ids, where they are on the host; ``before`` appending."""
+    """Lengths, left pads and page ids, where they are on the host; ``before`` appending.
+
+    ``read()`` is ``first_read``. Called once a layer, so it first asks what costs least.
+    """
     if before.device.type != "cpu" or before.numel() == 0:
         return
     page_size, max_pages = sequences.page_size, sequences.table.shape[1]
     capacity, leftpad = max_pages * page_size, sequences.leftpad
-    room = capacity - torch.zeros_like(before, dtype=torch.int64)
-    if new_lengths is not None:
-        room -= new_lengths
-    bad = (before < 0) | (before > room)
-    if bad.any():
-        b = int(bad.nonzero()[0])
-        new = "" if new_lengths is None else f" - {int(new_lengths[b])} new tokens"
-        raise ValueError(
-            f"cache_seqlens: expected 0 <= length <= {capacity}{new}, "
-            f"got {int(before[b])} for sequence {b}"
-        )
+    new = [0] * len(before) if new_lengths is None else new_lengths.tolist()
+    for b, (length, more) in enumerate(zip(before.tolist(), new, strict=True)):
+        if not 0 <= length <= capacity - more:
+            tokens = f" - {more} new tokens" if more else ""
+            raise ValueError(
+                f"cache_seqlens: expected 0 <= length <= {capacity}{tokens}, "
+                f"got {length} for sequence {b}"
+            )
     if leftpad is not None and ((leftpad < 0) | (leftpad > before)).any():
         raise ValueError(
             f"cache_leftpad: expected between 0 and cache_seqlens {before.tolist()}, "
             f"got {leftpad.tolist()}"
         )
-    first = first_read if new_lengths is None else torch.minimum(first_read, before)
-    page = torch.arange(max_pages)
-    used = (page >= first[:, None] // page_size) & (page * page_size < sequences.length[:, None])
     num_pages = sequences.k_cache.shape[0]
-    bad = used & ((sequences.table < 0) | (sequences.table >= num_pages))
+    bad = (sequences.table < 0) | (sequences.table >= num_pages)
+    if not bad.any():
+        return
+    first = read() if new_lengths is None else torch.minimum(read(), before)
+    page = torch.arange(max_pages)
+    bad &= page >= first[:, None] // page_size
+    bad &= page * page_size < sequences.length[:, None]
     if bad.any():
         b, at = bad.nonzero()[0].tolist()
         raise ValueError(
@@ -175,10 +182,20 @@ def check_slots(
     page, offset = slots
     if page.device.type != "cpu":
         return
-    if cache_batch_idx is not None and cache_batch_idx.unique().numel() < cache_batch_idx.numel():
+    if cache_batch_idx is not None and not _distinct(cache_batch_idx):
         raise ValueError(
             f"cache_batch_idx: expected distinct rows with k, got {cache_batch_idx.tolist()}"
         )
-    where = (page * page_size + offset).flatten()
-    if where.unique().numel() < where.numel():
+    if not _distinct((page * page_size + offset).flatten()):
         raise ValueError("page_table: expected a place of its own for each new token of k")
+
+
+def apart_from(x: Tensor, *caches: Tensor) -> Tensor:
+    """``x``, copied if it may lie where it is to be written (tokens moved within a cache)."""
+    storage = x.untyped_storage().data_ptr()
+    shared = any(cache.untyped_storage().data_ptr() == storage for cache in caches)
+    return x.clone() if shared else x
+
+
+def _distinct(x: Tensor) -> bool:
+    return len(set(x.tolist())) == x.numel()

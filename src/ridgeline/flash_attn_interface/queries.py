@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,9 +34,17 @@ class Queries:
     """How the queries of a call lie; ``cu_seqlens`` is ``None`` for a batch."""
 
     batch: int
-    lengths: Tensor  # [B] int32
-    cu_seqlens: Tensor | None
     total: int
+    cu_seqlens: Tensor | None
+    device: torch.device
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """``[B]`` int32"""
+        if self.cu_seqlens is not None:
+            return self.cu_seqlens.diff()
+        length = self.total // max(self.batch, 1)
+        return torch.full((self.batch,), length, dtype=torch.int32, device=self.device)
 
     def packed(self, x: Tensor) -> Tensor:
         """``[total_q, ...]``"""
@@ -75,14 +84,12 @@ def lay_out(q: Tensor, cu_seqlens_q: Tensor | None, max_seqlen_q: int | None) ->
     if cu_seqlens_q is None:
         check.shape("q", q, ("B", "L_q", "h_q", "d"))
         packing.check_lengths("q", q, None, max_seqlen_q)
-        batch, length = q.shape[:2]
-        lengths = torch.full((batch,), length, dtype=torch.int32, device=q.device)
-        return Queries(batch, lengths, None, batch * length)
+        return Queries(q.shape[0], q.shape[0] * q.shape[1], None, q.device)
     check.shape("q", q, ("total_q", "h_q", "d"))
     check_starts("cu_seqlens_q", cu_seqlens_q, "q", q, None)
     if q.device.type == "cpu":
         packing.check_lengths("q", q, cu_seqlens_q, max_seqlen_q)
-    return Queries(cu_seqlens_q.shape[0] - 1, cu_seqlens_q.diff(), cu_seqlens_q, q.shape[0])
+    return Queries(cu_seqlens_q.shape[0] - 1, q.shape[0], cu_seqlens_q, q.device)
 
 
 def check_starts(name: str, cu_seqlens: Tensor, of: str, x: Tensor, batch: int | None) -> None:
