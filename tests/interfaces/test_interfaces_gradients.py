@@ -86,9 +86,16 @@ def test_flash_attn_combine() -> None:
 
 
 CALLS = {
-    "func": lambda q, k, v, n: flash_attn_func(q, k, v, causal=True, return_attn_probs=True),
-    "func, local, chunked": lambda q, k, v, n: flash_attn_func(
-        q, k, v, causal=True, window_size=(3, 0), attention_chunk=4, softcap=2.0, num_splits=2
+    "func, chunked": lambda q, k, v, n: flash_attn_func(
+        q,
+        k,
+        v,
+        causal=True,
+        window_size=(3, 0),
+        attention_chunk=4,
+        softcap=2.0,
+        num_splits=2,
+        return_attn_probs=True,
     ),
     "qkvpacked": lambda q, k, v, n: flash_attn_qkvpacked_func(
         torch.stack((q, k, v), dim=2), window_size=(2, 1)

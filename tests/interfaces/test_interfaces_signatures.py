@@ -1,7 +1,9 @@
 """Names, order and defaults of the arguments, as the two projects document them."""
 
 import inspect
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from ridgeline import flash_attn_interface as fa
 from ridgeline import flash_mla_interface as mla
 
+DOCS = Path(__file__).parents[2] / "docs" / "interfaces.md"
 WINDOW = "window_size=(-1, -1)"
 DESCALES = "q_descale=None k_descale=None v_descale=None"
 TAIL = f"{WINDOW} attention_chunk=0 softcap=0.0"
@@ -70,7 +73,17 @@ def test_every_argument_is_documented(function: Callable) -> None:
         return
     said = function.__doc__.partition("Args:")[2].partition("Returns:")[0]
     for name in inspect.signature(function).parameters:
-        assert f"{name}" in said.replace("``", ""), name
+        assert re.search(rf"^ +(\w+, )*{name}(, \w+)*,?(:|$)", said, re.M), name
+
+
+@pytest.mark.parametrize(
+    "function", [f for f in SIGNATURES if f.__name__.endswith(("func", "kvcache"))], ids=str
+)
+def test_every_argument_is_in_the_support_table(function: Callable) -> None:
+    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    named = set(re.findall(r"`(\w+\*?)`", " ".join(row.split("|")[1] for row in rows)))
+    for name in inspect.signature(function).parameters:
+        assert name in named or (name.startswith("extra_") and "extra_*" in named), name
 
 
 def test_default_dtype_of_metadata_is_bfloat16() -> None:

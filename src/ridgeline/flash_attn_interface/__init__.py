@@ -6,6 +6,7 @@ kvcache   ``flash_attn_with_kvcache``: check everything, append, attend
 combine   ``flash_attn_combine``, ``get_scheduler_metadata``
 pages     a cache, contiguous or paged, and the sequences of a call in it
 attend    which operation attends to the cache: ``paged_decode``, ``tied_decode``, ``attention``
+latent    ``tied_decode`` with a RoPE key for each state head; FlashMLA's interface has it too
 queries   queries of equal and of different lengths
 rotary    rotary embedding of new tokens
 arguments the arguments that the functions share

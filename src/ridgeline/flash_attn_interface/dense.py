@@ -179,8 +179,8 @@ def flash_attn_varlen_func(
     """``flash_attn_func`` of packed sequences.
 
     Args:
-        q: ``[total_q, h_q, d]``; ``k``: ``[total_k, h_kv, d]``; ``v``: ``[total_k, h_kv, d_v]``;
-            ``qv``: ``[total_q, h_q, d_v]``.
+        q, qv: ``[total_q, h_q, d]`` and ``[total_q, h_q, d_v]``.
+        k, v: ``[total_k, h_kv, d]`` and ``[total_k, h_kv, d_v]``.
         cu_seqlens_q, cu_seqlens_k: ``[B + 1]`` int32, where each sequence starts, and the total.
         max_seqlen_q, max_seqlen_k: at least the longest sequence, or ``None``; hints.
         seqused_q, seqused_k: ``[B]`` int32, how many rows from the start of each sequence count;

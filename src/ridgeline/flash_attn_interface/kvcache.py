@@ -57,7 +57,8 @@ def flash_attn_with_kvcache(
             ``page_table``; any page size, any strides with a contiguous last dim, dtype of ``q``.
         v_cache: the same with ``d_v``.
         k: ``[B, L_new, h_kv, d]``, or ``[total_new, h_kv, d]`` with ``cu_seqlens_k_new``; stored at
-            ``cache_seqlens``. ``v``: the same with ``d_v``.
+            ``cache_seqlens``.
+        v: the same with ``d_v``.
         qv: ``[..., h_q, d_v]`` as ``q``: scores become ``q · k + qv · v``. Not with FP8.
         rotary_cos, rotary_sin: ``[L_rotary, r]`` in the dtype of ``q`` or float32; turn the first
             2 r dims of ``q`` and ``k``. Only with ``k``. New key i turns by row
