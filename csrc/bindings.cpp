@@ -2,10 +2,12 @@
 // serves every version of torch. The caller has checked shapes and dtypes; values of lengths and
 // page ids are checked here.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "attention.h"
 #include "decode.h"
 #include "roofs.h"
 
@@ -92,12 +94,77 @@ void tied_decode(const View& q_nope, const View& q_rope, const View& state_cache
   decode(a, isa);
 }
 
+// [B, L, heads, dim] or packed [total, heads, dim], the last dim only if `has_dim`.
+Operand operand(const std::optional<View>& x, bool has_dim = true) {
+  if (!x) return {};
+  const int dims = int(std::get<1>(*x).size()) - (has_dim ? 1 : 0), token = dims - 2;
+  return {const_cast<char*>(pointer(*x)), token > 0 ? stride(*x, 0) : 0, stride(*x, token),
+          stride(*x, token + 1), has_dim ? int(size(*x, dims)) : 0};
+}
+
+// What forward and backward share.
+struct Problem {
+  View q, k, v, out, lse;
+  std::optional<View> cu_seqlens_q, cu_seqlens_k, subtree_end;
+  std::string dtype;
+  float scale;
+  bool causal;
+  int64_t window_left, window_right;
+  float softcap;
+  int threads;
+};
+
+AttentionArgs attention_args(const Problem& p) {
+  AttentionArgs a;
+  a.dtype = dtype_of(p.dtype);
+  a.q = operand(p.q), a.k = operand(p.k), a.v = operand(p.v), a.out = operand(p.out);
+  a.lse = operand(p.lse, false);
+  const int token = p.cu_seqlens_q ? 0 : 1;
+  a.batch = p.cu_seqlens_q ? size(*p.cu_seqlens_q, 0) - 1 : size(p.q, 0);
+  a.query_len = size(p.q, token), a.key_len = size(p.k, token);
+  a.heads = int(size(p.q, token + 1)), a.kv_heads = int(size(p.k, token + 1));
+  if (p.cu_seqlens_q) {
+    a.cu_q = reinterpret_cast<const int32_t*>(pointer(*p.cu_seqlens_q));
+    a.cu_k = reinterpret_cast<const int32_t*>(pointer(*p.cu_seqlens_k));
+  }
+  if (p.subtree_end) {
+    const std::vector<int64_t>& strides = std::get<2>(*p.subtree_end);
+    a.subtree_end = reinterpret_cast<const int32_t*>(pointer(*p.subtree_end));
+    a.subtree_row = strides.size() == 2 ? strides[0] : 0, a.subtree_col = strides.back();
+  }
+  a.scale = p.scale, a.softcap = p.softcap, a.causal = p.causal;
+  a.window_left = p.window_left, a.window_right = p.window_right, a.threads = p.threads;
+  return a;
+}
+
+void attention_forward_call(const Problem& p, const std::string& isa) {
+  const AttentionArgs a = attention_args(p);
+  nb::gil_scoped_release release;
+  attention_forward(a, isa);
+}
+
+void attention_backward_call(const Problem& p, const View& dout, const std::optional<View>& dlse,
+                             const std::optional<View>& dq, const std::optional<View>& dk,
+                             const std::optional<View>& dv, const std::string& isa) {
+  AttentionArgs a = attention_args(p);
+  a.dout = operand(dout), a.dlse = operand(dlse, false);
+  a.dq = operand(dq), a.dk = operand(dk), a.dv = operand(dv);
+  nb::gil_scoped_release release;
+  attention_backward(a, isa);
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
   m.doc() = "Ridgeline's CPU kernels; called through ridgeline.ops, which checks the arguments.";
   m.def("paged_decode", &paged_decode);
   m.def("tied_decode", &tied_decode);
+  nb::class_<Problem>(m, "AttentionProblem")
+      .def(nb::init<View, View, View, View, View, std::optional<View>, std::optional<View>,
+                    std::optional<View>, std::string, float, bool, int64_t, int64_t, float, int>());
+  m.def("attention_forward", &attention_forward_call);
+  m.def("attention_backward", &attention_backward_call, nb::arg(), nb::arg(), nb::arg().none(),
+        nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg());
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Isa& isa : isas()) names.push_back(isa.name);

@@ -84,10 +84,16 @@ Schedule make_schedule(const DecodeArgs& args);
 // A buffer of the calling thread, kept between calls and grown as needed; 64-byte aligned.
 char* workspace(int64_t bytes);
 
+struct AttentionArgs;
+struct AttentionPlan;
+
 struct Isa {
   const char* name;
   bool (*available)();
   void (*decode)(const DecodeArgs&, const Schedule&);
+  int panel;  // keys or rows that attention packs side by side: two vectors
+  void (*attention_forward)(const AttentionArgs&, const AttentionPlan&);
+  void (*attention_backward)(const AttentionArgs&, const AttentionPlan&);
 };
 const std::vector<Isa>& isas();                // best first
 const Isa& find_isa(const std::string& name);  // "auto" or a name

@@ -4,14 +4,13 @@
 #include <omp.h>
 
 #include "engine_fp32.h"
+#include "scratch.h"
 #ifdef __AVX512BF16__
 #include "engine_bf16.h"
 #endif
 
 namespace ridgeline::RIDGELINE_ISA {
 namespace {
-
-int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // The visible tokens [lo, hi) of query i of sequence b.
 struct Visible {
@@ -23,22 +22,6 @@ struct Visible {
     if (a.window_right >= 0) hi = std::min(hi, position + a.window_right + 1);
     hi = std::min(hi, length);
   }
-};
-
-// Cuts one block of memory into aligned arrays.
-class Cutter {
- public:
-  explicit Cutter(char* begin) : at_(begin) {}
-  template <class P>
-  P* take(int64_t count) {
-    char* begin = at_;
-    at_ += align64(count * int64_t(sizeof(P)));
-    return reinterpret_cast<P*>(begin);
-  }
-  char* at() const { return at_; }
-
- private:
-  char* at_;
 };
 
 template <class Engine>

@@ -4,19 +4,17 @@
 
 namespace ridgeline {
 
-namespace portable {
-void decode(const DecodeArgs&, const Schedule&);
-}
+#define RIDGELINE_DECLARE(isa)                                         \
+  namespace isa {                                                      \
+  void decode(const DecodeArgs&, const Schedule&);                     \
+  void attention_forward(const AttentionArgs&, const AttentionPlan&);  \
+  void attention_backward(const AttentionArgs&, const AttentionPlan&); \
+  }
+RIDGELINE_DECLARE(portable)
 #ifdef RIDGELINE_X86
-namespace avx2 {
-void decode(const DecodeArgs&, const Schedule&);
-}
-namespace avx512 {
-void decode(const DecodeArgs&, const Schedule&);
-}
-namespace avx512_bf16 {
-void decode(const DecodeArgs&, const Schedule&);
-}
+RIDGELINE_DECLARE(avx2)
+RIDGELINE_DECLARE(avx512)
+RIDGELINE_DECLARE(avx512_bf16)
 
 namespace {
 bool has_avx2() {
@@ -35,11 +33,14 @@ const std::vector<Isa>& isas() {
   static const std::vector<Isa> available = [] {
     const Isa all[] = {
 #ifdef RIDGELINE_X86
-        {"avx512_bf16", has_avx512_bf16, avx512_bf16::decode},
-        {"avx512", has_avx512, avx512::decode},
-        {"avx2", has_avx2, avx2::decode},
+        {"avx512_bf16", has_avx512_bf16, avx512_bf16::decode, 32, avx512_bf16::attention_forward,
+         avx512_bf16::attention_backward},
+        {"avx512", has_avx512, avx512::decode, 32, avx512::attention_forward,
+         avx512::attention_backward},
+        {"avx2", has_avx2, avx2::decode, 16, avx2::attention_forward, avx2::attention_backward},
 #endif
-        {"portable", [] { return true; }, portable::decode},
+        {"portable", [] { return true; }, portable::decode, 16, portable::attention_forward,
+         portable::attention_backward},
     };
     std::vector<Isa> found;
     for (const Isa& isa : all)

@@ -86,6 +86,23 @@ struct Vec {
                                      : _mm512_slli_epi32(x, 16))};
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(BFloat16* p) const { store_first(p, kWidth); }
+  void store(Float16* p) const { store_first(p, kWidth); }
+  // The first n elements; nothing else is written.
+  void store_first(float* p, int n) const { _mm512_mask_storeu_ps(p, lanes(n), v); }
+  void store_first(BFloat16* p, int n) const {
+    // Round to nearest even; NaN becomes a quiet one.
+    const __m512i u = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
+    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(u, 16), one);
+    const __m512i near = _mm512_add_epi32(u, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
+    const __m512i x =
+        _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_srli_epi32(near, 16),
+                                _mm512_set1_epi32(0x7fc0));
+    _mm256_mask_storeu_epi16(p, lanes(n), _mm512_cvtepi32_epi16(x));
+  }
+  void store_first(Float16* p, int n) const {
+    _mm256_mask_storeu_epi16(p, lanes(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -108,6 +125,20 @@ struct Vec {
                          _mm512_cmplt_epi32_mask(i, _mm512_set1_epi32(hi));
     return {_mm512_mask_blend_ps(in, _mm512_set1_ps(-kInf), x.v)};
   }
+  // Lanes whose [lo, hi) contains i as they are, the others -inf.
+  RIDGELINE_INLINE Vec mask_not_containing(Vec x, const int32_t* lo, const int32_t* hi, int i) {
+    const __m512i at = _mm512_set1_epi32(i);
+    const __mmask16 in = _mm512_cmpge_epi32_mask(at, _mm512_loadu_si512(lo)) &
+                         _mm512_cmplt_epi32_mask(at, _mm512_loadu_si512(hi));
+    return {_mm512_mask_blend_ps(in, _mm512_set1_ps(-kInf), x.v)};
+  }
+  // n = x rounded, bounded below where 2^n is 0, and x - n; 2^n * p.
+  RIDGELINE_INLINE Vec split_exponent(Vec x, Vec* n) {
+    x = max(set(-200.0f), x);
+    *n = round(x);
+    return x - *n;
+  }
+  RIDGELINE_INLINE Vec join_exponent(Vec p, Vec n) { return times_power_of_two(p, n); }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float max() const { return _mm512_reduce_max_ps(v); }
 
@@ -124,6 +155,31 @@ struct Vec {
     const __m512 y = fold(fold(x[0].v, x[1].v), fold(x[2].v, x[3].v));  // lanes 4i.. : of x[i]
     const __m512 z = fold(y, y);
     _mm_storeu_ps(out, _mm512_castps512_ps128(fold(z, z)));
+  }
+  // Lane j of x[i] and lane i of x[j] change places.
+  RIDGELINE_INLINE void transpose(Vec (&x)[16]) {
+    __m512 t[16];
+    RIDGELINE_UNROLL for (int i = 0; i < 8; i++) {
+      t[2 * i] = _mm512_unpacklo_ps(x[2 * i].v, x[2 * i + 1].v);
+      t[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i].v, x[2 * i + 1].v);
+    }
+    __m512 u[16];
+    RIDGELINE_UNROLL for (int i = 0; i < 16; i += 4) {
+      u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+      u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+      u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    RIDGELINE_UNROLL for (int i = 0; i < 4; i++) {  // 128-bit quarters, a 4x4 transpose of them
+      const __m512 a = _mm512_shuffle_f32x4(u[i], u[4 + i], 0x88);
+      const __m512 b = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0x88);
+      const __m512 c = _mm512_shuffle_f32x4(u[i], u[4 + i], 0xdd);
+      const __m512 d = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0xdd);
+      x[i].v = _mm512_shuffle_f32x4(a, b, 0x88);
+      x[4 + i].v = _mm512_shuffle_f32x4(c, d, 0x88);
+      x[8 + i].v = _mm512_shuffle_f32x4(a, b, 0xdd);
+      x[12 + i].v = _mm512_shuffle_f32x4(c, d, 0xdd);
+    }
   }
 
  private:
@@ -153,6 +209,26 @@ struct Vec {
                                      : _mm256_slli_epi32(x, 16))};
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(BFloat16* p) const {
+    // Round to nearest even; NaN becomes a quiet one.
+    const __m256i u = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
+    const __m256i even = _mm256_and_si256(_mm256_srli_epi32(u, 16), one);
+    const __m256i near = _mm256_add_epi32(u, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i x =
+        _mm256_blendv_epi8(_mm256_srli_epi32(near, 16), _mm256_set1_epi32(0x7fc0), nan);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+  }
+  void store(Float16* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  template <class T>
+  void store_first(T* p, int n) const {
+    T x[kWidth];
+    store(x);
+    std::memcpy(p, x, n * sizeof(T));
+  }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -179,6 +255,24 @@ struct Vec {
                                         _mm256_cmpgt_epi32(i, _mm256_set1_epi32(hi - 1)));
     return {_mm256_blendv_ps(x.v, _mm256_set1_ps(-kInf), _mm256_castsi256_ps(out))};
   }
+  RIDGELINE_INLINE Vec mask_not_containing(Vec x, const int32_t* lo, const int32_t* hi, int i) {
+    const __m256i at = _mm256_set1_epi32(i);
+    const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lo));
+    const __m256i to = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(hi));
+    const __m256i in =
+        _mm256_andnot_si256(_mm256_cmpgt_epi32(from, at), _mm256_cmpgt_epi32(to, at));
+    return {_mm256_blendv_ps(_mm256_set1_ps(-kInf), x.v, _mm256_castsi256_ps(in))};
+  }
+  // Adding 1.5 * 2^23 rounds to an integer, 127 on top makes its low bits the exponent of 2^n.
+  RIDGELINE_INLINE Vec split_exponent(Vec x, Vec* n) {
+    const Vec magic = set(12582912.0f + 127.0f);
+    x = max(set(-127.0f), x);
+    *n = x + magic;
+    return x - (*n - magic);
+  }
+  RIDGELINE_INLINE Vec join_exponent(Vec p, Vec n) {
+    return p * Vec{_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n.v), 23))};
+  }
   float sum() const {
     const __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 y = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -192,6 +286,23 @@ struct Vec {
   RIDGELINE_INLINE void sums4(const Vec* x, float* out) {
     const __m256 y = _mm256_hadd_ps(_mm256_hadd_ps(x[0].v, x[1].v), _mm256_hadd_ps(x[2].v, x[3].v));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
+  }
+  RIDGELINE_INLINE void transpose(Vec (&x)[8]) {
+    __m256 t[8], u[8];
+    RIDGELINE_UNROLL for (int i = 0; i < 4; i++) {
+      t[2 * i] = _mm256_unpacklo_ps(x[2 * i].v, x[2 * i + 1].v);
+      t[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i].v, x[2 * i + 1].v);
+    }
+    RIDGELINE_UNROLL for (int i = 0; i < 8; i += 4) {
+      u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    RIDGELINE_UNROLL for (int i = 0; i < 4; i++) {
+      x[i].v = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
+      x[4 + i].v = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
+    }
   }
 
  private:
@@ -223,7 +334,14 @@ struct Vec {
   RIDGELINE_INLINE Vec load_half(const BFloat16* p, int half) {
     return make([=](int i) { return to_float(p[2 * i + half]); });
   }
-  void store(float* p) const { std::memcpy(p, v, sizeof(v)); }
+  template <class T>
+  void store(T* p) const {
+    store_first(p, kWidth);
+  }
+  template <class T>
+  void store_first(T* p, int n) const {
+    for (int i = 0; i < n; i++) from_float(v[i], p + i);
+  }
 
   friend Vec operator+(Vec a, Vec b) {
     return make([&](int i) { return a.v[i] + b.v[i]; });
@@ -255,6 +373,19 @@ struct Vec {
   RIDGELINE_INLINE Vec mask_outside(Vec x, int lo, int hi) {
     return make([&](int i) { return lo <= i && i < hi ? x.v[i] : -kInf; });
   }
+  RIDGELINE_INLINE Vec mask_not_containing(Vec x, const int32_t* lo, const int32_t* hi, int at) {
+    return make([&](int i) { return lo[i] <= at && at < hi[i] ? x.v[i] : -kInf; });
+  }
+  // Adding 1.5 * 2^23 rounds to an integer, 127 on top makes its low bits the exponent of 2^n.
+  RIDGELINE_INLINE Vec split_exponent(Vec x, Vec* n) {
+    const Vec magic = set(12582912.0f + 127.0f);
+    x = max(set(-127.0f), x);
+    *n = x + magic;
+    return x - (*n - magic);
+  }
+  RIDGELINE_INLINE Vec join_exponent(Vec p, Vec n) {
+    return make([&](int i) { return p.v[i] * bits_to_float(float_to_bits(n.v[i]) << 23); });
+  }
   float sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
   float max() const {
     float m = v[0];
@@ -263,6 +394,13 @@ struct Vec {
   }
   RIDGELINE_INLINE void sums4(const Vec* x, float* out) {
     for (int i = 0; i < 4; i++) out[i] = x[i].sum();
+  }
+  RIDGELINE_INLINE void transpose(Vec (&x)[kWidth]) {
+    for (int i = 0; i < kWidth; i++)
+      for (int j = 0; j < i; j++) {
+        const float y = x[i].v[j];
+        x[i].v[j] = x[j].v[i], x[j].v[i] = y;
+      }
   }
 };
 

@@ -23,6 +23,20 @@ RIDGELINE_INLINE Vec exp2(Vec x) {
   return Vec::times_power_of_two(p, n);
 }
 
+// The same for x up to 127, exactly 0 for x <= -200 and -inf: fewer steps, for the probabilities of
+// a whole tile. Minimax polynomial of the 5th order: relative error 7.5e-8 before rounding.
+RIDGELINE_INLINE Vec exp2_fast(Vec x) {
+  Vec n;
+  const Vec f = Vec::split_exponent(x, &n);
+  Vec p = Vec::set(1.32764725e-3f);
+  p = Vec::fma(p, f, Vec::set(9.67554096e-3f));
+  p = Vec::fma(p, f, Vec::set(5.55071309e-2f));
+  p = Vec::fma(p, f, Vec::set(2.40221202e-1f));
+  p = Vec::fma(p, f, Vec::set(6.93146944e-1f));
+  p = Vec::fma(p, f, Vec::set(1.00000012f));
+  return Vec::join_exponent(p, n);
+}
+
 // tanh(x). Near 0 an odd series, since the quotient of exponentials would cancel there.
 RIDGELINE_INLINE Vec tanh(Vec x) {
   const Vec one = Vec::set(1.0f), two = Vec::set(2.0f), s = x * x;
