@@ -15,17 +15,23 @@ constexpr int64_t kBackwardBlocks = 8;
 constexpr int64_t kMinSplitKeys = 256;
 constexpr int64_t kPartialBytes = 64 << 20;
 
-void check_lengths(const char* name, const int32_t* cu, int64_t batch, int64_t total) {
-  if (cu[0] != 0)
-    throw std::invalid_argument(std::string(name) + "[0]: expected 0, got " +
-                                std::to_string(cu[0]));
+void check_lengths(const char* name, const int32_t* cu, int64_t stride, int64_t batch,
+                   int64_t total) {
+  const auto fail = [&](const char* what, int64_t expected, int64_t got) {
+    throw std::invalid_argument(std::string(name) + what + std::to_string(expected) + ", got " +
+                                std::to_string(got));
+  };
+  if (cu[0] != 0) fail(": expected the first value ", 0, cu[0]);
   for (int64_t b = 0; b < batch; b++)
-    if (cu[b + 1] < cu[b])
-      throw std::invalid_argument(std::string(name) + ": expected non-decreasing values, got " +
-                                  std::to_string(cu[b + 1]) + " after " + std::to_string(cu[b]));
-  if (cu[batch] != total)
-    throw std::invalid_argument(std::string(name) + ": expected the last value " +
-                                std::to_string(total) + ", got " + std::to_string(cu[batch]));
+    if (cu[(b + 1) * stride] < cu[b * stride])
+      fail(": expected at least the value before, ", cu[b * stride], cu[(b + 1) * stride]);
+  if (cu[batch * stride] != total) fail(": expected the last value ", total, cu[batch * stride]);
+}
+
+Sequence sequence(const AttentionArgs& a, int64_t b) {
+  if (!a.cu_q) return {b, 0, 0, a.query_len, a.key_len, {}};
+  const int32_t *q = a.cu_q + b * a.cu_q_stride, *k = a.cu_k + b * a.cu_k_stride;
+  return {0, q[0], k[0], q[a.cu_q_stride] - q[0], k[a.cu_k_stride] - k[0], {}};
 }
 
 int32_t subtree_end(const AttentionArgs& a, const Sequence& s, int64_t key) {
@@ -67,9 +73,7 @@ AttentionPlan plan_sequences(const AttentionArgs& a, int panel) {
   // Sequences of one length share what is visible, unless each has its own subtrees.
   const bool shared = !a.cu_k && !a.subtree_end;
   for (int64_t b = 0; b < a.batch; b++) {
-    Sequence s{b, 0, 0, a.query_len, a.key_len, {}};
-    if (a.cu_k)
-      s = {0, a.cu_q[b], a.cu_k[b], a.cu_q[b + 1] - a.cu_q[b], a.cu_k[b + 1] - a.cu_k[b], {}};
+    const Sequence s = sequence(a, b);
     plan.sequences.push_back(s);
     const int64_t padded = round_up(s.key_len, panel);
     if (b == 0 || !shared) keys += padded, panels += padded / panel + 1;
@@ -119,13 +123,12 @@ int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 void check_values(const AttentionArgs& a) {
   if (a.cu_q) {
-    check_lengths("cu_seqlens_q", a.cu_q, a.batch, a.query_len);
-    check_lengths("cu_seqlens_k", a.cu_k, a.batch, a.key_len);
+    check_lengths("cu_seqlens_q", a.cu_q, a.cu_q_stride, a.batch, a.query_len);
+    check_lengths("cu_seqlens_k", a.cu_k, a.cu_k_stride, a.batch, a.key_len);
   }
   if (!a.subtree_end) return;
   for (int64_t b = 0; b < a.batch; b++) {
-    Sequence s{b, 0, 0, a.query_len, a.key_len, {}};
-    if (a.cu_k) s.batch = 0, s.k_begin = a.cu_k[b], s.key_len = a.cu_k[b + 1] - a.cu_k[b];
+    const Sequence s = sequence(a, b);
     for (int64_t key = 0; key < s.key_len; key++)
       if (subtree_end(a, s, key) <= key)
         throw std::invalid_argument(

@@ -25,7 +25,8 @@ struct AttentionArgs {
   Operand dout, dq, dk, dv;
   int64_t batch = 0, query_len = 0, key_len = 0;  // packed: lengths of the whole
   int heads = 0, kv_heads = 0;
-  const int32_t *cu_q = nullptr, *cu_k = nullptr;  // [B + 1], contiguous; null if not packed
+  const int32_t *cu_q = nullptr, *cu_k = nullptr;  // [B + 1]; null if not packed
+  int64_t cu_q_stride = 1, cu_k_stride = 1;        // in elements
   const int32_t* subtree_end = nullptr;            // null: none
   int64_t subtree_row = 0, subtree_col = 0;        // strides in elements
   float scale = 0, softcap = 0;

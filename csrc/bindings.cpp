@@ -102,51 +102,49 @@ Operand operand(const std::optional<View>& x, bool has_dim = true) {
           stride(*x, token + 1), has_dim ? int(size(*x, dims)) : 0};
 }
 
-// What forward and backward share.
-struct Problem {
-  View q, k, v, out, lse;
-  std::optional<View> cu_seqlens_q, cu_seqlens_k, subtree_end;
-  std::string dtype;
-  float scale;
-  bool causal;
-  int64_t window_left, window_right;
-  float softcap;
-  int threads;
-};
+using MaybeView = std::optional<View>;
+// q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, subtree_end
+using Tensors = std::tuple<View, View, View, View, View, MaybeView, MaybeView, MaybeView>;
+// dtype, softmax_scale, causal, window_left, window_right, softcap, threads
+using Options = std::tuple<std::string, float, bool, int64_t, int64_t, float, int>;
 
-AttentionArgs attention_args(const Problem& p) {
+AttentionArgs attention_args(const Tensors& tensors, const Options& options) {
+  const auto& [q, k, v, out, lse, cu_q, cu_k, subtree_end] = tensors;
   AttentionArgs a;
-  a.dtype = dtype_of(p.dtype);
-  a.q = operand(p.q), a.k = operand(p.k), a.v = operand(p.v), a.out = operand(p.out);
-  a.lse = operand(p.lse, false);
-  const int token = p.cu_seqlens_q ? 0 : 1;
-  a.batch = p.cu_seqlens_q ? size(*p.cu_seqlens_q, 0) - 1 : size(p.q, 0);
-  a.query_len = size(p.q, token), a.key_len = size(p.k, token);
-  a.heads = int(size(p.q, token + 1)), a.kv_heads = int(size(p.k, token + 1));
-  if (p.cu_seqlens_q) {
-    a.cu_q = reinterpret_cast<const int32_t*>(pointer(*p.cu_seqlens_q));
-    a.cu_k = reinterpret_cast<const int32_t*>(pointer(*p.cu_seqlens_k));
+  a.q = operand(q), a.k = operand(k), a.v = operand(v), a.out = operand(out);
+  a.lse = operand(lse, false);
+  const int token = cu_q ? 0 : 1;
+  a.batch = cu_q ? size(*cu_q, 0) - 1 : size(q, 0);
+  a.query_len = size(q, token), a.key_len = size(k, token);
+  a.heads = int(size(q, token + 1)), a.kv_heads = int(size(k, token + 1));
+  if (cu_q) {
+    a.cu_q = reinterpret_cast<const int32_t*>(pointer(*cu_q)),
+    a.cu_q_stride = std::get<2>(*cu_q)[0];
+    a.cu_k = reinterpret_cast<const int32_t*>(pointer(*cu_k)),
+    a.cu_k_stride = std::get<2>(*cu_k)[0];
   }
-  if (p.subtree_end) {
-    const std::vector<int64_t>& strides = std::get<2>(*p.subtree_end);
-    a.subtree_end = reinterpret_cast<const int32_t*>(pointer(*p.subtree_end));
+  if (subtree_end) {
+    const std::vector<int64_t>& strides = std::get<2>(*subtree_end);
+    a.subtree_end = reinterpret_cast<const int32_t*>(pointer(*subtree_end));
     a.subtree_row = strides.size() == 2 ? strides[0] : 0, a.subtree_col = strides.back();
   }
-  a.scale = p.scale, a.softcap = p.softcap, a.causal = p.causal;
-  a.window_left = p.window_left, a.window_right = p.window_right, a.threads = p.threads;
+  const auto& [dtype, scale, causal, window_left, window_right, softcap, threads] = options;
+  a.dtype = dtype_of(dtype), a.scale = scale, a.causal = causal, a.softcap = softcap;
+  a.window_left = window_left, a.window_right = window_right, a.threads = threads;
   return a;
 }
 
-void attention_forward_call(const Problem& p, const std::string& isa) {
-  const AttentionArgs a = attention_args(p);
+void attention_forward_call(const Tensors& tensors, const Options& options,
+                            const std::string& isa) {
+  const AttentionArgs a = attention_args(tensors, options);
   nb::gil_scoped_release release;
   attention_forward(a, isa);
 }
 
-void attention_backward_call(const Problem& p, const View& dout, const std::optional<View>& dlse,
-                             const std::optional<View>& dq, const std::optional<View>& dk,
-                             const std::optional<View>& dv, const std::string& isa) {
-  AttentionArgs a = attention_args(p);
+void attention_backward_call(const Tensors& tensors, const Options& options, const View& dout,
+                             const MaybeView& dlse, const MaybeView& dq, const MaybeView& dk,
+                             const MaybeView& dv, const std::string& isa) {
+  AttentionArgs a = attention_args(tensors, options);
   a.dout = operand(dout), a.dlse = operand(dlse, false);
   a.dq = operand(dq), a.dk = operand(dk), a.dv = operand(dv);
   nb::gil_scoped_release release;
@@ -159,12 +157,8 @@ NB_MODULE(_core, m) {
   m.doc() = "Ridgeline's CPU kernels; called through ridgeline.ops, which checks the arguments.";
   m.def("paged_decode", &paged_decode);
   m.def("tied_decode", &tied_decode);
-  nb::class_<Problem>(m, "AttentionProblem")
-      .def(nb::init<View, View, View, View, View, std::optional<View>, std::optional<View>,
-                    std::optional<View>, std::string, float, bool, int64_t, int64_t, float, int>());
   m.def("attention_forward", &attention_forward_call);
-  m.def("attention_backward", &attention_backward_call, nb::arg(), nb::arg(), nb::arg().none(),
-        nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg());
+  m.def("attention_backward", &attention_backward_call);
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Isa& isa : isas()) names.push_back(isa.name);

@@ -40,7 +40,7 @@ def forward(
     """
     tensors = (q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, subtree_end)
     options = (softmax_scale, causal, window_left, window_right, softcap)
-    core.load().attention_forward(_problem(tensors, options), isa)
+    core.load().attention_forward(*_problem(tensors, options), isa)
 
 
 def backward(
@@ -73,14 +73,13 @@ def backward(
     tensors = (q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, subtree_end)
     options = (softmax_scale, causal, window_left, window_right, softcap)
     gradients = (_view(x) for x in (dlse, dq, dk, dv))
-    core.load().attention_backward(_problem(tensors, options), _view(dout), *gradients, isa)
+    core.load().attention_backward(*_problem(tensors, options), _view(dout), *gradients, isa)
 
 
 def _problem(tensors: tuple[Tensor | None, ...], options: tuple[float | bool, ...]) -> Any:
-    q = tensors[0]
-    views = (_view(x) for x in tensors)
-    args = (*views, core.dtype_name(q), *options, core.num_threads())
-    return core.load().AttentionProblem(*args)
+    """What forward and backward share, as the core takes it."""
+    views = tuple(_view(x) for x in tensors)
+    return views, (core.dtype_name(tensors[0]), *options, core.num_threads())
 
 
 def _view(x: Tensor | None) -> Any:
