@@ -158,27 +158,27 @@ struct Vec {
   }
   // Lane j of x[i] and lane i of x[j] change places.
   RIDGELINE_INLINE void transpose(Vec (&x)[16]) {
-    __m512 t[16];
-    RIDGELINE_UNROLL for (int i = 0; i < 8; i++) {
-      t[2 * i] = _mm512_unpacklo_ps(x[2 * i].v, x[2 * i + 1].v);
-      t[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i].v, x[2 * i + 1].v);
+    __m512i t[16], u[16];
+    RIDGELINE_UNROLL for (int i = 0; i < 16; i += 2) {
+      const __m512i a = _mm512_castps_si512(x[i].v), b = _mm512_castps_si512(x[i + 1].v);
+      t[i] = _mm512_unpacklo_epi32(a, b);
+      t[i + 1] = _mm512_unpackhi_epi32(a, b);
     }
-    __m512 u[16];
     RIDGELINE_UNROLL for (int i = 0; i < 16; i += 4) {
-      u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
-      u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
-      u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-      u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+      u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+      u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+      u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+      u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
     }
     RIDGELINE_UNROLL for (int i = 0; i < 4; i++) {  // 128-bit quarters, a 4x4 transpose of them
-      const __m512 a = _mm512_shuffle_f32x4(u[i], u[4 + i], 0x88);
-      const __m512 b = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0x88);
-      const __m512 c = _mm512_shuffle_f32x4(u[i], u[4 + i], 0xdd);
-      const __m512 d = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0xdd);
-      x[i].v = _mm512_shuffle_f32x4(a, b, 0x88);
-      x[4 + i].v = _mm512_shuffle_f32x4(c, d, 0x88);
-      x[8 + i].v = _mm512_shuffle_f32x4(a, b, 0xdd);
-      x[12 + i].v = _mm512_shuffle_f32x4(c, d, 0xdd);
+      const __m512i a = _mm512_shuffle_i32x4(u[i], u[4 + i], 0x88);
+      const __m512i b = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0x88);
+      const __m512i c = _mm512_shuffle_i32x4(u[i], u[4 + i], 0xdd);
+      const __m512i d = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0xdd);
+      x[i].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(a, b, 0x88));
+      x[4 + i].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(c, d, 0x88));
+      x[8 + i].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(a, b, 0xdd));
+      x[12 + i].v = _mm512_castsi512_ps(_mm512_shuffle_i32x4(c, d, 0xdd));
     }
   }
 

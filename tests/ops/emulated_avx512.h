@@ -186,6 +186,16 @@ static inline __m512 half_to_float(__m256i x) {
   const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1));
   return fill<__m512>([&](int i) { return i < 8 ? low[i] : high[i - 8]; });
 }
+static inline __m256i float_to_half(__m512 x, int) {  // to nearest even
+  __m256 halves[2];
+  std::memcpy(halves, &x, 64);
+  return _mm256_set_m128i(_mm256_cvtps_ph(halves[1], 0), _mm256_cvtps_ph(halves[0], 0));
+}
+static inline __m256i low_halves(__m512i x) {  // of each 32 bits
+  uint16_t low[16];
+  for (int i = 0; i < 16; i++) low[i] = uint16_t(((I32)x)[i]);
+  return load<__m256i>(low);
+}
 template <class V>
 static inline V repeat128(const void* x) {
   V v;
@@ -248,6 +258,21 @@ static inline __m512i e_sub_epi32(__m512i a, __m512i b) {
 static inline __m512i e_slli_epi32(__m512i a, unsigned n) {
   return (__m512i)((EMULATED::I32)a << int(n));
 }
+static inline __m512i e_srli_epi32(__m512i a, unsigned n) {
+  return (__m512i)EMULATED::fill<EMULATED::I32>(
+      [&](int i) { return int32_t(uint32_t(((EMULATED::I32)a)[i]) >> n); });
+}
+static inline __m512i e_and_si512(__m512i a, __m512i b) { return a & b; }
+static inline __m512i e_add_epi16(__m512i a, __m512i b) {
+  return (__m512i)((EMULATED::U16)a + (EMULATED::U16)b);
+}
+static inline __m512i e_set1_epi16(short x) {
+  return (__m512i)EMULATED::fill<EMULATED::U16>([&](int) { return uint16_t(x); });
+}
+static inline __m512i e_mask_blend_epi32(__mmask16 m, __m512i a, __m512i b) {
+  return (__m512i)EMULATED::blend(m, (EMULATED::I32)a,
+                                  [&](int i) { return ((EMULATED::I32)b)[i]; });
+}
 static inline __m512 e_set1_ps(float x) { return E_LANES(__m512, x); }
 static inline __m512i e_set1_epi32(int x) {
   return (__m512i)EMULATED::fill<EMULATED::I32>([&](int) { return x; });
@@ -303,7 +328,12 @@ static inline __m512i e_permutexvar_epi16(__m512i index, __m512i a) {
 #define _mm512_sub_epi32 e_sub_epi32
 #undef _mm512_slli_epi32
 #define _mm512_slli_epi32 e_slli_epi32
-#define _mm512_and_si512(a, b) ((a) & (b))
+#undef _mm512_srli_epi32
+#define _mm512_srli_epi32 e_srli_epi32
+#define _mm512_and_si512 e_and_si512
+#define _mm512_add_epi16 e_add_epi16
+#define _mm512_set1_epi16 e_set1_epi16
+#define _mm512_mask_blend_epi32 e_mask_blend_epi32
 #define _mm512_set1_ps e_set1_ps
 #define _mm512_set1_epi32 e_set1_epi32
 #undef _mm512_setr_epi32
@@ -318,6 +348,9 @@ static inline __m512i e_permutexvar_epi16(__m512i index, __m512i a) {
 #define _mm512_broadcast_i32x4(x) EMULATED::broadcast(x)
 #define _mm512_cvtepu16_epi32(x) ((__m512i)EMULATED::widened_halves<EMULATED::I32>(x))
 #define _mm512_cvtph_ps EMULATED::half_to_float
+#undef _mm512_cvtps_ph
+#define _mm512_cvtps_ph EMULATED::float_to_half
+#define _mm512_cvtepi32_epi16 EMULATED::low_halves
 #define _mm512_cvtne2ps_pbh EMULATED::pack_bf16
 #define _mm512_dpbf16_ps EMULATED::dpbf16
 #define _mm512_load_ps EMULATED::load_aligned<__m512>
