@@ -263,15 +263,17 @@ struct Vec {
         _mm256_andnot_si256(_mm256_cmpgt_epi32(from, at), _mm256_cmpgt_epi32(to, at));
     return {_mm256_blendv_ps(_mm256_set1_ps(-kInf), x.v, _mm256_castsi256_ps(in))};
   }
-  // Adding 1.5 * 2^23 rounds to an integer, 127 on top makes its low bits the exponent of 2^n.
+  // Adding 1.5 * 2^23 rounds to an integer, 127 on top makes its low bits the exponent of 2^n;
+  // 32 more reach subnormal results, in two factors, and 0 from -159 on.
   RIDGELINE_INLINE Vec split_exponent(Vec x, Vec* n) {
-    const Vec magic = set(12582912.0f + 127.0f);
-    x = max(set(-127.0f), x);
+    const Vec magic = set(12582912.0f + 127.0f + 32.0f);
+    x = max(set(-159.0f), x);
     *n = x + magic;
     return x - (*n - magic);
   }
   RIDGELINE_INLINE Vec join_exponent(Vec p, Vec n) {
-    return p * Vec{_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n.v), 23))};
+    const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(n.v), 23);
+    return p * Vec{_mm256_castsi256_ps(power)} * set(0x1p-32f);
   }
   float sum() const {
     const __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -376,15 +378,17 @@ struct Vec {
   RIDGELINE_INLINE Vec mask_not_containing(Vec x, const int32_t* lo, const int32_t* hi, int at) {
     return make([&](int i) { return lo[i] <= at && at < hi[i] ? x.v[i] : -kInf; });
   }
-  // Adding 1.5 * 2^23 rounds to an integer, 127 on top makes its low bits the exponent of 2^n.
+  // Adding 1.5 * 2^23 rounds to an integer, 127 on top makes its low bits the exponent of 2^n;
+  // 32 more reach subnormal results, in two factors, and 0 from -159 on.
   RIDGELINE_INLINE Vec split_exponent(Vec x, Vec* n) {
-    const Vec magic = set(12582912.0f + 127.0f);
-    x = max(set(-127.0f), x);
+    const Vec magic = set(12582912.0f + 127.0f + 32.0f);
+    x = max(set(-159.0f), x);
     *n = x + magic;
     return x - (*n - magic);
   }
   RIDGELINE_INLINE Vec join_exponent(Vec p, Vec n) {
-    return make([&](int i) { return p.v[i] * bits_to_float(float_to_bits(n.v[i]) << 23); });
+    return make(
+        [&](int i) { return p.v[i] * bits_to_float(float_to_bits(n.v[i]) << 23) * 0x1p-32f; });
   }
   float sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
   float max() const {
