@@ -80,6 +80,16 @@ struct Vec {
   RIDGELINE_INLINE Vec load(const Float16* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
+  // The first n elements, zeros behind; nothing else is read.
+  RIDGELINE_INLINE Vec load_first(const float* p, int n) {
+    return {_mm512_maskz_loadu_ps(lanes(n), p)};
+  }
+  RIDGELINE_INLINE Vec load_first(const BFloat16* p, int n) {
+    return widen(_mm256_maskz_loadu_epi16(lanes(n), p));
+  }
+  RIDGELINE_INLINE Vec load_first(const Float16* p, int n) {
+    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p))};
+  }
   RIDGELINE_INLINE Vec load_half(const BFloat16* p, int half) {
     const __m512i x = _mm512_loadu_si512(p);
     return {_mm512_castsi512_ps(half ? _mm512_and_si512(x, _mm512_set1_epi32(0xffff0000))
@@ -183,6 +193,7 @@ struct Vec {
   }
 
  private:
+  RIDGELINE_INLINE __mmask16 lanes(int n) { return __mmask16((1u << n) - 1); }
   RIDGELINE_INLINE Vec widen(__m256i x) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
   }
@@ -202,6 +213,12 @@ struct Vec {
   }
   RIDGELINE_INLINE Vec load(const Float16* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  template <class T>
+  RIDGELINE_INLINE Vec load_first(const T* p, int n) {
+    T x[kWidth] = {};
+    std::memcpy(x, p, n * sizeof(T));
+    return load(x);
   }
   RIDGELINE_INLINE Vec load_half(const BFloat16* p, int half) {
     const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -332,6 +349,10 @@ struct Vec {
   template <class T>
   RIDGELINE_INLINE Vec load(const T* p) {
     return make([=](int i) { return to_float(p[i]); });
+  }
+  template <class T>
+  RIDGELINE_INLINE Vec load_first(const T* p, int n) {
+    return make([=](int i) { return i < n ? to_float(p[i]) : 0.0f; });
   }
   RIDGELINE_INLINE Vec load_half(const BFloat16* p, int half) {
     return make([=](int i) { return to_float(p[2 * i + half]); });
