@@ -20,7 +20,7 @@ UNBOUNDED = 2**31 - 1
 
 
 def attention_case(
-    seed: int, dtypes: Sequence[torch.dtype] = (*KERNEL_DTYPES, torch.float64), **chosen: Any
+    seed: int, dtypes: Sequence[torch.dtype] = KERNEL_DTYPES, **chosen: Any
 ) -> AttentionCase:
     """A case of ``attention``; ``dtypes`` are those to draw the dtype from.
 
