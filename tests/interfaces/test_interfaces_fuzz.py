@@ -7,6 +7,7 @@ import torch
 from interface_cases import MAKERS, violation
 
 from ridgeline import flash_attn_interface as fa
+from ridgeline.flash_attn_interface import attend
 
 CASES = {"dense": 120, "varlen": 120, "qkvpacked": 80, "combine": 60, "kvcache": 300, "mla": 100}
 SEEDS = [pytest.param(name, n, id=f"{name}-{n}") for name in CASES for n in range(CASES[name])]
@@ -15,6 +16,15 @@ SEEDS = [pytest.param(name, n, id=f"{name}-{n}") for name in CASES for n in rang
 @pytest.mark.parametrize(("name", "seed"), SEEDS)
 def test_what_is_promised(name: str, seed: int) -> None:
     case = MAKERS[name](seed)
+    why = violation(case)
+    assert why is None, f"{why}\n{case.function}({sorted(case.arguments)})"
+
+
+@pytest.mark.parametrize("seed", range(300, 360))
+def test_chunks_of_a_prefill(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same calls as if any number of queries were many."""
+    monkeypatch.setattr(attend, "PREFILL_ROWS", 1)
+    case = MAKERS["kvcache"](seed)
     why = violation(case)
     assert why is None, f"{why}\n{case.function}({sorted(case.arguments)})"
 

@@ -101,6 +101,33 @@ def test_which_queries_turn_by_their_own_position(options: dict, moves: bool) ->
     assert (two[:, 1:] - alone[not moves]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("num_splits", [0, 1])
+def test_a_prefill_over_a_cache(num_splits: int) -> None:
+    """Enough rows for the other operation, among decode steps; left pads and a window too."""
+    lengths = [70, 1, 70]
+    cu = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=INT32)
+    q, k, v = normal(141, 4, 8), normal(3, 90, 2, 8, seed=1), normal(3, 90, 2, 5, seed=2)
+    n, leftpad, options = int32(80, 90, 60), [3, 0, 7], {"causal": True, "window_size": (9, 0)}
+    out, lse, *_ = flash_attn_with_kvcache(
+        q,
+        k,
+        v,
+        cache_seqlens=n,
+        cache_leftpad=int32(*leftpad),
+        cu_seqlens_q=cu,
+        num_splits=num_splits,
+        return_softmax_lse=True,
+        **options,
+    )
+    for b in range(3):
+        rows, now = slice(cu[b], cu[b + 1]), slice(leftpad[b], n[b])
+        want, want_lse = flash_attn_func(
+            q[None, rows], k[b : b + 1, now], v[b : b + 1, now], return_attn_probs=True, **options
+        )
+        close(out[rows], want[0])
+        close(lse[:, rows], want_lse[0])
+
+
 def test_tokens_may_move_within_a_cache() -> None:
     """Where the new tokens are and where they go overlap, each in the other's cache too."""
     cache = normal(2, 1, 9, 1, 4)
