@@ -41,7 +41,7 @@ def test_forward_and_backward(implementation: str, seed: int) -> None:
     assert_matches(case, *results)
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(60))
 def test_reference_in_float64(seed: int) -> None:
     case = attention_case(seed, dtype=torch.float64)
     results = run(case, "reference")
