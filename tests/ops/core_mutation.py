@@ -1,19 +1,21 @@
 """Building the CPU core with a bug planted in its C++ source.
 
 The parts that no mutation touches are compiled once per test run and shared by its processes; a
-mutation then compiles the schedule and the decode loop of one instruction set, in about two
+mutation then compiles what its operation has of its file, for one instruction set, in a few
 seconds. Optimisation is low: these builds are for finding wrong results. The AVX-512 kernels run
 everywhere: where the machine lacks their instructions, plain vector code stands in for them.
 """
 
 import fcntl
 import platform
+import re
 import subprocess
 import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -56,6 +58,7 @@ class CoreMutation:
     old: str
     new: str
     isa: str = "portable"
+    operation: str = "decode"
 
     def build(self, base: Path, into: Path) -> ModuleType:
         """The mutated core; ``base`` holds what ``build_base`` made."""
@@ -64,17 +67,29 @@ class CoreMutation:
         source = (into / self.file).read_text()
         assert source.count(self.old) == 1, f"{self.name}: {self.old!r} is not one place"
         (into / self.file).write_text(source.replace(self.old, self.new))
-        schedule = base / "schedule.o"
-        if self.file in ("schedule.cpp", "decode.h"):
-            schedule = into / "schedule.o"
-            _compile(into / "schedule.cpp", schedule)
-        _compile(into / "decode_isa.cpp", into / "decode.o", self.isa)
-        others = [base / f"decode_{isa}.o" for isa in _built(base) if isa != self.isa]
-        objects = [schedule, into / "decode.o", *others]
-        return _load(_link([*objects, *(base / f"{part}.o" for part in SHARED)], into))
+        parts = [name for name in PARTS[self.operation] if self.file in _included(f"{name}.cpp")]
+        rebuilt = [_object(name, self.isa) for name in parts]
+        for name, target in zip(parts, rebuilt, strict=True):
+            _compile(into / f"{name}.cpp", into / target, self.isa if name in PER_ISA else None)
+        kept = [path for path in base.glob("*.o") if path.name not in rebuilt]
+        return _load(_link([*kept, *(into / target for target in rebuilt)], into))
 
 
-SHARED = ("bindings", "isa", "roofs", "nb_combined")
+PARTS = {
+    "decode": ("schedule", "decode_isa"),
+    "attention": ("attention", "attention_forward_isa", "attention_backward_isa"),
+}
+COMMON = ("schedule", "attention", "bindings", "isa", "roofs")
+PER_ISA = ("decode_isa", "attention_forward_isa", "attention_backward_isa")
+
+
+@cache
+def _included(name: str) -> frozenset[str]:
+    """A source file and the project's headers that it includes, directly or not."""
+    names = {name}
+    for header in re.findall(r'#include "(.+)"', (CSRC / name).read_text()):
+        names |= _included(header)
+    return frozenset(names)
 
 
 def build_base(directory: Path) -> None:
@@ -82,12 +97,12 @@ def build_base(directory: Path) -> None:
     with _locked(directory / "lock"):
         if (directory / "done").exists():
             return
-        common = ("schedule", "bindings", "isa", "roofs")
-        jobs = [(CSRC / f"{part}.cpp", directory / f"{part}.o", None) for part in common]
+        jobs = [(CSRC / f"{part}.cpp", directory / f"{part}.o", None) for part in COMMON]
         jobs.append((NANOBIND / "src/nb_combined.cpp", directory / "nb_combined.o", None))
         jobs += [
-            (CSRC / "decode_isa.cpp", directory / f"decode_{isa}.o", isa)
+            (CSRC / f"{part}.cpp", directory / _object(part, isa), isa)
             for isa in instruction_sets()
+            for part in PER_ISA
         ]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda job: _compile(*job), jobs))
@@ -99,8 +114,8 @@ def load_base(base: Path, into: Path) -> ModuleType:
     return _load(_link(list(base.glob("*.o")), into))
 
 
-def _built(base: Path) -> list[str]:
-    return [path.stem.removeprefix("decode_") for path in base.glob("decode_*.o")]
+def _object(part: str, isa: str) -> str:
+    return f"{part}-{isa}.o" if part in PER_ISA else f"{part}.o"
 
 
 def _compile(source: Path, target: Path, isa: str | None = None) -> None:

@@ -4,10 +4,19 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from attention_core_cases import core_problem
 from core_mutation import load_base, missing_instruction_sets
 
 from ridgeline.ops.common import core
-from ridgeline.testing import assert_matches, paged_case, problem, run, tied_case
+from ridgeline.testing import (
+    assert_matches,
+    attention_case,
+    paged_case,
+    problem,
+    run,
+    tied_case,
+)
+from ridgeline.testing.generate import KERNEL_DTYPES
 
 MISSING = missing_instruction_sets()
 
@@ -34,3 +43,15 @@ def test_the_suite_finds_nothing(op, isa: str) -> None:
 def test_random_cases(make, seed: int, isa: str) -> None:
     case = make(9000 + seed)
     assert_matches(case, *run(case, f"cpu-{isa}"))
+
+
+@pytest.mark.parametrize("isa", MISSING)
+@pytest.mark.parametrize("seed", range(60))
+def test_random_attention(seed: int, isa: str) -> None:
+    case = attention_case(9000 + seed, dtypes=KERNEL_DTYPES)
+    assert_matches(case, *run(case, f"cpu-{isa}"))
+
+
+@pytest.mark.parametrize("isa", MISSING)
+def test_nothing_is_found_in_attention(isa: str) -> None:
+    assert core_problem(lambda case: run(case, f"cpu-{isa}")) is None

@@ -1,14 +1,12 @@
-// Attention for one instruction set; compiled once for each with its flags and namespace. Nothing
-// here instantiates a standard container: see decode_isa.cpp.
-#include "attention_backward.h"
-#include "attention_forward.h"
+// Which arithmetic takes which elements.
+#pragma once
+
 #include "attention_fp32.h"
 #ifdef __AVX512BF16__
 #include "attention_bf16.h"
 #endif
 
 namespace ridgeline::RIDGELINE_ISA {
-namespace {
 
 template <template <class> class Pass>
 void dispatch(const AttentionArgs& a, const AttentionPlan& plan) {
@@ -24,16 +22,6 @@ void dispatch(const AttentionArgs& a, const AttentionPlan& plan) {
     case Dtype::kFloat32:
       return Pass<AttentionFp32<float>>(a, plan).run();
   }
-}
-
-}  // namespace
-
-void attention_forward(const AttentionArgs& a, const AttentionPlan& plan) {
-  dispatch<Forward>(a, plan);
-}
-
-void attention_backward(const AttentionArgs& a, const AttentionPlan& plan) {
-  dispatch<Backward>(a, plan);
 }
 
 }  // namespace ridgeline::RIDGELINE_ISA
