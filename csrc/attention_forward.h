@@ -38,7 +38,8 @@ class Forward {
 
   void run() const {
     const int64_t packed = (key_.row + value_.columns) * int64_t(sizeof(Number));
-    const int64_t shared = plan_.whole_heads ? 0 : align64(plan_.packed_keys * packed);
+    const int64_t all = plan_.packed_keys * packed + plan_.packed_keys / kPanel;
+    const int64_t shared = plan_.whole_heads ? 0 : align64(all);
     const int64_t each = align64(Scratch(*this, nullptr).bytes);
     char* memory = workspace(shared + each * a_.threads);
     const int64_t heads = int64_t(plan_.packed_begin.size()), blocks = int64_t(plan_.blocks.size());
@@ -70,10 +71,12 @@ class Forward {
   }
 
  private:
-  // Keys and values of one head: [panels][row][kPanel], and for each kPanel dims [keys][kPanel].
+  // Keys and values of one head: [panels][row][kPanel], and for each kPanel dims [keys][kPanel];
+  // which panels have values that are not finite.
   struct Packed {
     Number *keys, *values;
     int64_t value_stride;
+    bool* spoilt;
   };
   // A thread's memory.
   struct Scratch {
@@ -92,10 +95,13 @@ class Forward {
       kv.keys = memory.take<Number>(keys * f.key_.row);
       kv.values = memory.take<Number>(keys * f.value_.columns);
       kv.value_stride = keys * kPanel;
+      kv.spoilt = memory.take<bool>(keys / kPanel);
+      clean = memory.take<Number>(kPanel * kPanel);
+      rows = memory.take<float>(kRows * kPanel);
       bytes = memory.at() - begin;
     }
-    Number *q, *p;
-    float *out, *m, *l, *scores;
+    Number *q, *p, *clean;
+    float *out, *m, *l, *scores, *rows;
     int32_t* panels;
     Packed kv;
     int64_t bytes;
@@ -113,7 +119,9 @@ class Forward {
     Number* keys = reinterpret_cast<Number*>(memory);
     const int64_t begin = plan_.packed_begin[b.head_index];
     return {keys + begin * key_.row, keys + plan_.packed_keys * key_.row + begin * value_.columns,
-            panels(b) * kPanel * kPanel};
+            panels(b) * kPanel * kPanel,
+            reinterpret_cast<bool*>(keys + plan_.packed_keys * (key_.row + value_.columns)) +
+                begin / kPanel};
   }
   template <class P>
   Rows<P> query_rows(const Operand& x, const Block& b) const {
@@ -130,7 +138,18 @@ class Forward {
       return [&, x](int i) -> const T* { return lo[i] < hi[i] ? x(p * kPanel + i) : nullptr; };
     };
     pack_columns<E>(seen(k), kPanel, key_.dim, kv.keys + p * kPanel * key_.row, kPanel);
-    pack_steps<E>(seen(v), kPanel, value_.dim, kv.values + p * kPanel * kPanel, kv.value_stride);
+    Number* values = kv.values + p * kPanel * kPanel;
+    pack_steps<E>(seen(v), kPanel, value_.dim, values, kv.value_stride);
+    kv.spoilt[p] = !finite(values, kv.value_stride);
+  }
+  // 0 times a number that is not finite is NaN.
+  bool finite(const Number* values, int64_t stride) const {
+    const Number zeros[E::kPair] = {};
+    Vec sum = Vec::set(0.0f);
+    for (int d = 0; d < value_.columns; d += kPanel, values += stride)
+      for (int i = 0; i < kPanel * kPanel; i += W * E::kPair)
+        sum = Math::dot(sum, Math::load(values + i), Math::spread(zeros));
+    return sum.sum() == 0.0f;
   }
 
   void run_block(const Block& b, const Packed& kv, const Scratch& mine) const {
@@ -168,14 +187,18 @@ class Forward {
   void run_strip(const Strip& strip, const Packed& kv, const Visible& visible,
                  const int32_t* candidates, int count, const Scratch& mine) const {
     int32_t chosen[kStepPanels];
-    const int n = score(strip, kv, visible, candidates, count, mine, chosen);
+    bool apart[kStepPanels];
+    const int n = score(strip, kv, visible, candidates, count, mine, chosen, apart);
     if (n == 0) return;
     alignas(64) float correction[kRows];
     const bool rescale = softmax(mine, strip.row, n * kPanel, correction);
     // Panels that lie side by side are one product.
     for (int i = 0, end; i < n; i = end) {
-      for (end = i + 1; end < n && chosen[end] == chosen[end - 1] + 1;) end++;
-      const int steps = (end - i) * kPanel / E::kPair;
+      for (end = i + 1; end < n && chosen[end] == chosen[end - 1] + 1;) {
+        if (apart[i] || apart[end]) break;
+        end++;
+      }
+      const int steps = apart[i] ? 0 : (end - i) * kPanel / E::kPair;
       const Number *p = mine.p + i * kPanel, *v = kv.values + int64_t(chosen[i]) * kPanel * kPanel;
       for (int d = 0; d < value_.columns; d += kPanel, v += kv.value_stride) {
         float* out = mine.out + strip.row * value_.columns + d;
@@ -184,12 +207,36 @@ class Forward {
         else
           add_product<Math>(p, kStepKeys, v, steps, out, value_.columns);
       }
+      if (apart[i]) add_row_by_row(strip, kv, visible, chosen[i], p, mine);
     }
   }
 
-  // Scores of the strip with the candidates that it sees, side by side: their number.
+  // Each row multiplies a copy of the panel without the keys that it does not see: their P is 0,
+  // but some of their values are not finite.
+  void add_row_by_row(const Strip& strip, const Packed& kv, const Visible& visible, int64_t panel,
+                      const Number* p, const Scratch& mine) const {
+    for (int r = 0; r < kRows; r++) {
+      const int query = strip.first + (strip.head + r) / a_.group();
+      const Number* v = kv.values + panel * kPanel * kPanel;
+      for (int d = 0; d < value_.columns; d += kPanel, v += kv.value_stride) {
+        for (int i = 0; i < kPanel * kPanel; i++) {
+          const int64_t key = panel * kPanel + i / (kPanel * E::kPair) * E::kPair + i % E::kPair;
+          const bool seen = visible.lo[key] <= query && query < visible.hi[key];
+          mine.clean[i] = seen ? v[i] : Number{};
+        }
+        float* out = mine.out + strip.row * value_.columns + d;
+        for (int j = 0; j < kRows * kPanel; j++)
+          mine.rows[j] = out[j / kPanel * value_.columns + j % kPanel];
+        add_product<Math>(p, kStepKeys, mine.clean, kPanel / E::kPair, mine.rows, kPanel);
+        std::memcpy(out + r * value_.columns, mine.rows + r * kPanel, kPanel * sizeof(float));
+      }
+    }
+  }
+
+  // Scores of the strip with the candidates that it sees, side by side: their number. `apart`:
+  // which of them need each row's own values.
   int score(const Strip& strip, const Packed& kv, const Visible& visible, const int32_t* candidates,
-            int count, const Scratch& mine, int32_t* chosen) const {
+            int count, const Scratch& mine, int32_t* chosen, bool* apart) const {
     int n = 0;
     for (int i = 0; i < count; i++) {
       const int64_t p = candidates[i];
@@ -203,8 +250,9 @@ class Forward {
         for (int r = 0; r < kRows; r++)
           for (int j = 0; j < kPanel; j += W)
             logits_(Vec::load(s + r * kStepKeys + j)).store(s + r * kStepKeys + j);
-      if (full.lo > strip.first || full.hi <= strip.last)
-        mask(s, strip, visible.lo + p * kPanel, visible.hi + p * kPanel);
+      const bool masked = full.lo > strip.first || full.hi <= strip.last;
+      if (masked) mask(s, strip, visible.lo + p * kPanel, visible.hi + p * kPanel);
+      apart[n - 1] = masked && kv.spoilt[p];
     }
     return n;
   }
