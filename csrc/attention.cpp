@@ -1,5 +1,5 @@
 // What of attention does not depend on the instruction set: values of lengths, visibility per key,
-// and who does what. Only `whole_heads` depends on the number of threads, and no result on that.
+// and who does what. Only `whole_heads` depends on the number of threads, and no result does.
 #include "attention.h"
 
 #include <algorithm>
@@ -14,6 +14,7 @@ constexpr int32_t kMany = std::numeric_limits<int32_t>::max();
 constexpr int64_t kBackwardBlocks = 8;
 constexpr int64_t kMinSplitKeys = 256;
 constexpr int64_t kPartialBytes = 64 << 20;
+constexpr double kOneThreadProducts = 1 << 20;  // a parallel region costs more than these
 
 void check_lengths(const char* name, const int32_t* cu, int64_t stride, int64_t batch,
                    int64_t total) {
@@ -97,6 +98,13 @@ AttentionPlan plan_sequences(const AttentionArgs& a, int panel) {
   return plan;
 }
 
+// How many threads find work in pairs of a query row and a key.
+int threads_for(const AttentionArgs& a, const AttentionPlan& plan, double pairs) {
+  const int64_t blocks = std::max<int64_t>(1, int64_t(plan.blocks.size()));
+  if (pairs * (a.q.dim + a.v.dim) < kOneThreadProducts) return 1;
+  return int(std::min<int64_t>(a.threads, blocks));
+}
+
 // Keys of a head cut where its visible area divides into `count` equal parts.
 void cut_keys(const Sequence& s, int64_t index, int head, int64_t count, int64_t group,
               AttentionPlan& plan) {
@@ -156,8 +164,8 @@ AttentionPlan plan_forward(const AttentionArgs& a, int panel) {
   }
   plan.first_of_head.push_back(int64_t(plan.blocks.size()));
   const int64_t heads = int64_t(plan.packed_begin.size());
-  plan.whole_heads =
-      heads % a.threads == 0 ? largest * a.threads <= total : largest * a.threads * 4 <= total;
+  plan.threads = threads_for(a, plan, total);
+  plan.whole_heads = largest * plan.threads * (heads % plan.threads == 0 ? 1 : 4) <= total;
   if (plan.whole_heads) return plan;
   // The longest first, so that the threads end together.
   const auto keys = [&](const Block& b) {
@@ -173,9 +181,11 @@ AttentionPlan plan_forward(const AttentionArgs& a, int panel) {
 AttentionPlan plan_backward(const AttentionArgs& a, int panel) {
   AttentionPlan plan = plan_sequences(a, panel);
   int64_t heads = 0, bytes = 0;
+  double pairs = 0;
   for (const Sequence& s : plan.sequences) {
     heads += a.kv_heads;
-    bytes += s.query_len * a.heads * a.q.dim * int64_t(sizeof(float));
+    bytes += s.query_len * a.heads * round_up(a.q.dim, plan.panel) * int64_t(sizeof(float));
+    pairs += double(s.query_len * a.heads) * double(s.key_len);
   }
   const int64_t by_heads = (kBackwardBlocks + heads - 1) / std::max<int64_t>(1, heads);
   const int64_t by_bytes = kPartialBytes / std::max<int64_t>(1, bytes);
@@ -185,6 +195,7 @@ AttentionPlan plan_backward(const AttentionArgs& a, int panel) {
     const int64_t count = std::max<int64_t>(1, std::min({by_heads, by_bytes, by_keys}));
     for (int head = 0; head < a.kv_heads; head++) cut_keys(s, i, head, count, a.group(), plan);
   }
+  plan.threads = threads_for(a, plan, pairs);
   return plan;
 }
 

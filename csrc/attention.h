@@ -73,7 +73,8 @@ struct Sum {
 };
 
 struct AttentionPlan {
-  int panel = 0;  // keys or rows in a packed panel
+  int panel = 0;    // keys or rows in a packed panel
+  int threads = 1;  // that have something to do
   std::vector<Sequence> sequences;
   std::vector<int32_t> bounds;
   std::vector<Span> spans;

@@ -108,10 +108,10 @@ class Backward {
   void run() const {
     const int64_t parts = align64(plan_.partial_rows * key_.row * int64_t(sizeof(float)));
     const int64_t each = align64(Scratch(*this, nullptr).bytes);
-    char* memory = workspace(parts + each * a_.threads);
+    char* memory = workspace(parts + each * plan_.threads);
     float* partials = reinterpret_cast<float*>(memory);
     const int64_t blocks = int64_t(plan_.blocks.size()), sums = int64_t(plan_.sums.size());
-#pragma omp parallel num_threads(a_.threads)
+#pragma omp parallel num_threads(plan_.threads)
     {
       const Scratch mine(*this, memory + parts + each * omp_get_thread_num());
       mine.clear();

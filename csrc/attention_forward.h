@@ -41,9 +41,9 @@ class Forward {
     const int64_t all = plan_.packed_keys * packed + plan_.packed_keys / kPanel;
     const int64_t shared = plan_.whole_heads ? 0 : align64(all);
     const int64_t each = align64(Scratch(*this, nullptr).bytes);
-    char* memory = workspace(shared + each * a_.threads);
+    char* memory = workspace(shared + each * plan_.threads);
     const int64_t heads = int64_t(plan_.packed_begin.size()), blocks = int64_t(plan_.blocks.size());
-#pragma omp parallel num_threads(a_.threads)
+#pragma omp parallel num_threads(plan_.threads)
     {
       const Scratch mine(*this, memory + shared + each * omp_get_thread_num());
       if (plan_.whole_heads) {
