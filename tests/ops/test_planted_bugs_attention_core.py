@@ -50,7 +50,7 @@ PLANTED = [
         "keys.begin - b_.begin + i * kRows",
         "keys.begin - b_.begin",
     ),
-    Bug("strips-between-not-cleared", BACKWARD, "std::memset(steps, 0,", "std::memset(steps, 1,"),
+    Bug("strips-between-not-cleared", BACKWARD, "std::memset(steps, 0,", "std::memset(steps, 65,"),
     Bug("dq-of-an-untouched-panel", BACKWARD, "m_.packed[r / kPanel] ?", "true ?"),
     Bug("unseen-rows-have-gradients", BACKWARD, "&& *lse_(begin + i) != -kInf", ""),
     Bug(
