@@ -66,10 +66,10 @@ def unseen_rows(dtype: torch.dtype = torch.float32) -> tuple[tuple[AttentionCase
     left = attention_case(
         3, **options | {"causal": False, "window": (19, None)}, lengths=[(60, 100)]
     )
-    early = attention_case(4, **options, lengths=[(100, 60)])
+    early = attention_case(4, **options, lengths=[(101, 60)])
     return (
         (left, _with_nan(left, 21, "k", "v")),  # the first query stands at key 40
-        (early, _with_nan(early, 40, "q", "dout", "dlse")),  # query 40 stands at key 0
+        (early, _with_nan(early, 41, "q", "dout", "dlse")),  # query 41 stands at key 0
     )
 
 
