@@ -55,7 +55,7 @@ __attribute__((noinline)) void probabilities(const typename E::Number* keys, int
         const int at = begin + j * E::W;
         logit = Vec::mask_outside(logit, rows[i].lo - at, rows[i].hi - at);
       }
-      x[j] = exp2_fast(logit);
+      x[j] = exp2(logit);
       (CAPPED ? x[j] * slope : x[j]).store(d + i * E::kPanel + j * E::W);
     }
     E::put(p + i * ldp, x[0], x[1]);

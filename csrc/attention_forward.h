@@ -285,7 +285,7 @@ class Forward {
       for (int j = 0; j < keys; j += kPanel) {
         Vec p[2];
         RIDGELINE_UNROLL for (int e = 0; e < 2; e++) {
-          p[e] = exp2_fast(Vec::fma(Vec::load(s + j + e * W), factor, shift));
+          p[e] = exp2(Vec::fma(Vec::load(s + j + e * W), factor, shift));
           sum[e] = sum[e] + p[e];
         }
         E::put(mine.p + r * kStepKeys + j, p[0], p[1]);

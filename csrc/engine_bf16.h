@@ -242,8 +242,8 @@ class EngineBf16 {
                          10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0);
     __m512 sum = _mm512_setzero_ps();
     for (int t = 0; t < size; t += 8) {
-      const __m512 a = exp2_fast(Vec{_mm512_sub_ps(_mm512_load_ps(s + t * 4), shift)}).v;
-      const __m512 b = exp2_fast(Vec{_mm512_sub_ps(_mm512_load_ps(s + t * 4 + 16), shift)}).v;
+      const __m512 a = exp2(Vec{_mm512_sub_ps(_mm512_load_ps(s + t * 4), shift)}).v;
+      const __m512 b = exp2(Vec{_mm512_sub_ps(_mm512_load_ps(s + t * 4 + 16), shift)}).v;
       sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
       const __m512i x = _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(b, a));
       _mm512_store_si512(p + t * 2, x);

@@ -65,7 +65,7 @@ class EngineFp32 {
       const Vec shift = Vec::set(finite_max(m_new));
       Vec sum = Vec::set(0.0f);
       for (int t = 0; t < size; t += W) {
-        const Vec p = exp2_fast(Vec::load(s + t) - shift);
+        const Vec p = exp2(Vec::load(s + t) - shift);
         p.store(s + t);
         sum = sum + p;
       }

@@ -121,8 +121,6 @@ struct Vec {
   RIDGELINE_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   // max(a, b), b where either is NaN.
   RIDGELINE_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
-  RIDGELINE_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, 0)}; }
-  RIDGELINE_INLINE Vec times_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
   // small where |x| < limit, else large
   RIDGELINE_INLINE Vec select_small(Vec x, float limit, Vec small, Vec large) {
     const __mmask16 m = _mm512_cmp_ps_mask(_mm512_abs_ps(x.v), _mm512_set1_ps(limit), _CMP_LT_OQ);
@@ -145,10 +143,10 @@ struct Vec {
   // n = x rounded, bounded below where 2^n is 0, and x - n; 2^n * p.
   RIDGELINE_INLINE Vec split_exponent(Vec x, Vec* n) {
     x = max(set(-200.0f), x);
-    *n = round(x);
+    *n = {_mm512_roundscale_ps(x.v, 0)};
     return x - *n;
   }
-  RIDGELINE_INLINE Vec join_exponent(Vec p, Vec n) { return times_power_of_two(p, n); }
+  RIDGELINE_INLINE Vec join_exponent(Vec p, Vec n) { return {_mm512_scalef_ps(p.v, n.v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float max() const { return _mm512_reduce_max_ps(v); }
 
@@ -253,14 +251,6 @@ struct Vec {
   friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
   RIDGELINE_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   RIDGELINE_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
-  RIDGELINE_INLINE Vec round(Vec a) {
-    return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-  }
-  // n in [-252, 128]: two factors, so that each is a normal power of two.
-  RIDGELINE_INLINE Vec times_power_of_two(Vec a, Vec n) {
-    const __m256i i = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(i, 1);
-    return {_mm256_mul_ps(_mm256_mul_ps(a.v, power(half)), power(_mm256_sub_epi32(i, half)))};
-  }
   RIDGELINE_INLINE Vec select_small(Vec x, float limit, Vec small, Vec large) {
     const __m256 abs = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v);
     const __m256 m = _mm256_cmp_ps(abs, _mm256_set1_ps(limit), _CMP_LT_OQ);
@@ -323,11 +313,6 @@ struct Vec {
       x[4 + i].v = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
     }
   }
-
- private:
-  RIDGELINE_INLINE __m256 power(__m256i n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
-  }
 };
 
 #else
@@ -383,12 +368,6 @@ struct Vec {
   }
   RIDGELINE_INLINE Vec max(Vec a, Vec b) {
     return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
-  }
-  RIDGELINE_INLINE Vec round(Vec a) {
-    return make([&](int i) { return std::nearbyint(a.v[i]); });
-  }
-  RIDGELINE_INLINE Vec times_power_of_two(Vec a, Vec n) {
-    return make([&](int i) { return std::ldexp(a.v[i], n.v[i] == n.v[i] ? int(n.v[i]) : 0); });
   }
   RIDGELINE_INLINE Vec select_small(Vec x, float limit, Vec small, Vec large) {
     return make([&](int i) { return std::fabs(x.v[i]) < limit ? small.v[i] : large.v[i]; });

@@ -7,25 +7,9 @@ namespace ridgeline::RIDGELINE_ISA {
 
 constexpr float kLog2e = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
-// 2^x for x <= 128; exactly 0 for x < -150 and -inf, NaN for NaN. Taylor series of 2^f on
-// [-1/2, 1/2] to the 7th order: relative error below 1e-8 before rounding.
+// 2^x for x <= 95; 1 for 0, 0 for -inf. Minimax polynomial of the 5th order: relative error 9.2e-8
+// before rounding.
 RIDGELINE_INLINE Vec exp2(Vec x) {
-  x = Vec::max(Vec::set(-200.0f), x);
-  const Vec n = Vec::round(x), f = x - n;
-  Vec p = Vec::set(1.52527338e-5f);
-  p = Vec::fma(p, f, Vec::set(1.54035304e-4f));
-  p = Vec::fma(p, f, Vec::set(1.33335581e-3f));
-  p = Vec::fma(p, f, Vec::set(9.61812911e-3f));
-  p = Vec::fma(p, f, Vec::set(5.55041087e-2f));
-  p = Vec::fma(p, f, Vec::set(2.40226507e-1f));
-  p = Vec::fma(p, f, Vec::set(6.93147181e-1f));
-  p = Vec::fma(p, f, Vec::set(1.0f));
-  return Vec::times_power_of_two(p, n);
-}
-
-// The same for x up to 95 with fewer steps, for the probabilities of a whole tile; 1 for 0. Minimax
-// polynomial of the 5th order: relative error 9.2e-8 before rounding.
-RIDGELINE_INLINE Vec exp2_fast(Vec x) {
   Vec n;
   const Vec f = Vec::split_exponent(x, &n);
   Vec p = Vec::set(1.32647273e-3f);

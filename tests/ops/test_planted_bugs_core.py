@@ -77,9 +77,9 @@ PLANTED = [
     ),
     CoreMutation("softcap-dropped", "softmax.h", "if (softcap <= 0)", "if (true)"),
     CoreMutation(
-        "exp2-to-the-3rd-order",
+        "exp2-to-the-2nd-order",
         "softmax.h",
-        "p = Vec::fma(p, f, Vec::set(9.61812911e-3f))",
+        "p = Vec::fma(p, f, Vec::set(5.55073358e-2f))",
         "p = Vec::set(0.0f)",
     ),
     CoreMutation(
