@@ -77,7 +77,9 @@ def test_every_argument_is_documented(function: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [f for f in SIGNATURES if f.__name__.endswith(("func", "kvcache"))], ids=str
+    "function",
+    [f for f in SIGNATURES if f.__name__.endswith(("func", "kvcache"))],
+    ids=lambda f: f.__name__,
 )
 def test_every_argument_is_in_the_support_table(function: Callable) -> None:
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `")]
