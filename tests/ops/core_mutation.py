@@ -72,7 +72,8 @@ class CoreMutation:
         for name, target in zip(parts, rebuilt, strict=True):
             _compile(into / f"{name}.cpp", into / target, self.isa if name in PER_ISA else None)
         kept = [path for path in base.glob("*.o") if path.name not in rebuilt]
-        return _load(_link([*kept, *(into / target for target in rebuilt)], into))
+        # First, so that their inline functions are those that the linker keeps.
+        return _load(_link([*(into / target for target in rebuilt), *kept], into))
 
 
 PARTS = {
