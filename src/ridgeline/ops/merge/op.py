@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ridgeline.ops.common import check
+from ridgeline.ops.common import check, device
+from ridgeline.ops.common.dispatch import pick
 from ridgeline.ops.merge import reference
 
 torch.library.define("ridgeline::merge", "(Tensor outs, Tensor lses) -> (Tensor, Tensor)")
@@ -11,7 +12,6 @@ torch.library.define(
     "ridgeline::merge_backward",
     "(Tensor outs, Tensor lses, Tensor grad_out, Tensor grad_lse) -> (Tensor, Tensor)",
 )
-torch.library.impl("ridgeline::merge", ("cpu", "cuda"), reference.merge)
 torch.library.impl("ridgeline::merge_backward", ("cpu", "cuda"), reference.merge_backward)
 
 
@@ -33,6 +33,18 @@ def _fake(outs, lses):
 @torch.library.register_fake("ridgeline::merge_backward")
 def _fake_backward(outs, lses, grad_out, grad_lse):
     return outs.new_empty(outs.shape), lses.new_empty(lses.shape)
+
+
+@torch.library.impl("ridgeline::merge", ("cpu", "cuda"))
+def _run(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    reasons = {"triton": lambda: device.merge_unsupported(outs, lses), "reference": lambda: None}
+    match pick("auto", reasons):
+        case "triton":
+            from ridgeline.ops.merge import triton
+
+            return triton.merge(outs, lses)
+        case _:
+            return reference.merge(outs, lses)
 
 
 def _setup(ctx, inputs, output):

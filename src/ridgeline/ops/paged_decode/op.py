@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ridgeline.ops.common import check, paging
+from ridgeline.ops.common import check, device, paging
 from ridgeline.ops.common.dispatch import empty_outputs, pick
 from ridgeline.ops.paged_decode import cpu, reference
 
@@ -63,11 +63,34 @@ def _run(
     choice = pick(
         impl,
         {
+            "triton": lambda: device.unsupported(
+                q, k_cache, (q.shape[-1], v_cache.shape[-1]), interpret=impl == "triton"
+            ),
             "cpu": lambda: cpu.unsupported(q, k_cache),
             "reference": lambda: None,
         },
     )
     match choice:
+        case "triton":
+            from ridgeline.ops.paged_decode import triton
+
+            triton.paged_decode(
+                q,
+                k_cache,
+                v_cache,
+                block_table,
+                cache_seqlens,
+                softmax_scale,
+                causal,
+                window_left,
+                window_right,
+                softcap,
+                k_scale,
+                v_scale,
+                num_splits,
+                out,
+                lse,
+            )
         case "cpu":
             cpu.paged_decode(
                 q,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ridgeline.ops.common import check, paging
+from ridgeline.ops.common import check, device, paging
 from ridgeline.ops.common.dispatch import empty_outputs, pick
 from ridgeline.ops.tied_decode import cpu, reference
 
@@ -75,11 +75,23 @@ def _run(
     choice = pick(
         impl,
         {
+            "triton": lambda: device.unsupported(
+                q_nope,
+                state_cache,
+                (q_rope.shape[-1], state_cache.shape[-1]),
+                interpret=impl == "triton",
+            ),
             "cpu": lambda: cpu.unsupported(q_nope, state_cache),
             "reference": lambda: None,
         },
     )
     match choice:
+        case "triton":
+            from ridgeline.ops.tied_decode import triton
+
+            triton.tied_decode(
+                *inputs, softmax_scale, causal, state_scale, num_splits, out, lse
+            )
         case "cpu":
             cpu.tied_decode(*inputs, softmax_scale, causal, num_splits, out, lse)
         case "reference":

@@ -1,0 +1,186 @@
+"""What can be said about Triton, the GPU and tile sizes without importing Triton."""
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ridgeline.ops.common import check
+
+MAX_DIM = 1024
+MIN_ARCH = 80
+FP8_ARCH = 89  # the first with instructions for e4m3
+INTERPRETED_ARCH = 90
+INTERPRETED_PROCESSORS = 3  # few, so that sequences are cut between programs
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Shared memory that one program may use, by compute capability, less what Triton itself needs.
+_SHARED_BYTES = {80: 160 << 10, 86: 96 << 10, 89: 96 << 10, 90: 224 << 10, 100: 224 << 10}
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How a decode kernel is tiled and scheduled."""
+
+    block_m: int  # query rows of a tile
+    block_n: int  # cached tokens of a tile
+    num_warps: int
+    num_stages: int
+    prefetch: int = 0  # distance in tiles of the prefetch into L2; 0: none
+    programs: int = 2  # a processor, of the balanced schedule
+
+
+def unsupported(q: Tensor, cache: Tensor, widths: tuple[int, ...], interpret: bool) -> str | None:
+    """Why the Triton kernels cannot run a decode of ``q`` over ``cache``, or ``None``.
+
+    ``interpret``: whether tensors on the CPU may go to Triton's interpreter where it is active.
+    It is slow, so only an explicit choice of the implementation takes it.
+    """
+    if q.dtype not in _DTYPES:
+        have = str(q.dtype).removeprefix("torch.")
+        return f"queries are bfloat16, float16 or float32, got {have}; use impl='reference'"
+    if max(widths) > MAX_DIM:
+        return f"head dims are at most {MAX_DIM}, got {max(widths)}; use impl='reference'"
+    return _no_device(q, interpret)
+
+
+def merge_unsupported(outs: Tensor, lses: Tensor) -> str | None:
+    """As ``unsupported``, of ``merge``."""
+    for name, x, allowed in (("outs", outs, _DTYPES), ("lses", lses, (torch.float32,))):
+        if x.dtype not in allowed:
+            return f"{name} are float32 or narrower, got {str(x.dtype).removeprefix('torch.')}"
+    return _no_device(outs, interpret=False)
+
+
+def _no_device(x: Tensor, interpret: bool) -> str | None:
+    if x.is_cuda:
+        if arch(x) < MIN_ARCH:
+            return f"the GPU has compute capability {arch(x) / 10}, expected 8.0 or newer"
+    elif not (interpret and interpreting()):
+        return (
+            f"tensors are on {x.device}, this implementation runs on a CUDA device (or on the CPU "
+            "by Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported)"
+        )
+    elif x.dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bfloat16 matrices wrongly; use float16 or float32"
+    return None if find_spec("triton") else "Triton is not installed; `pip install triton`"
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels run, or would run once imported, by its interpreter."""
+    kernels = sys.modules.get("ridgeline.ops.common.triton")
+    if kernels is not None:
+        return kernels.INTERPRETED
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def arch(x: Tensor) -> int:
+    """Compute capability of the device of ``x`` as one number: 90 for 9.0."""
+    return _properties(x.device)[0] if x.is_cuda else INTERPRETED_ARCH
+
+
+def processors(x: Tensor) -> int:
+    """Multiprocessors of the device of ``x``."""
+    return _properties(x.device)[1] if x.is_cuda else INTERPRETED_PROCESSORS
+
+
+@cache
+def _properties(device: torch.device) -> tuple[int, int]:
+    found = torch.cuda.get_device_properties(device)
+    return 10 * found.major + found.minor, found.multi_processor_count
+
+
+def pieces(width: int) -> tuple[int, int]:
+    """A width as one or two tiles whose sizes are powers of two of at least 16: 576 is 512 + 64.
+
+    Two where that leaves fewer columns of padding than one.
+    """
+    whole = max(16, next_power_of_2(width))
+    rest = width - whole // 2
+    if width <= 16 or whole // 2 + max(16, next_power_of_2(rest)) >= whole:
+        return whole, 0
+    return whole // 2, max(16, next_power_of_2(rest))
+
+
+def tied_pieces(nope_dim: int, state_dim: int) -> tuple[int, int]:
+    """The tiles of a state, cut after its key where that is a tile: GTA's 128 is 64 + 64."""
+    rest = max(16, next_power_of_2(state_dim - nope_dim))
+    alone = nope_dim >= 16 and nope_dim == next_power_of_2(nope_dim)
+    if nope_dim < state_dim and alone and nope_dim + rest <= sum(pieces(state_dim)):
+        return nope_dim, rest
+    return pieces(state_dim)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def decode_config(arch: int, rows: int, loaded: int, accumulated: int, dtype: str) -> DecodeConfig:
+    """The tiling of a decode kernel.
+
+    Nothing here is measured yet: the sizes are predictions from shared memory and registers, and
+    L2 prefetch stays off until a measurement shows a gain.
+
+    Args:
+        arch: compute capability, 90 for 9.0.
+        rows: query rows of one cached head, ``L_q * h_q / h_kv``.
+        loaded: elements of a cached token that one program loads.
+        accumulated: columns of the output.
+        dtype: of the caches: "bfloat16", "float16", "float32" or "float8_e4m3fn".
+    """
+    itemsize = {"float32": 4, "float8_e4m3fn": 1}.get(dtype, 2)
+    most = 16 if accumulated > 512 or (itemsize == 4 and accumulated > 128) else 64
+    block_m = min(most, max(16, next_power_of_2(rows)))
+    # An accumulator of more than 64 registers a thread in four warps is spread over eight.
+    num_warps = 8 if block_m * accumulated > 64 * 128 else 4
+    limit = _SHARED_BYTES[max(known for known in _SHARED_BYTES if known <= arch)]
+    queries = block_m * loaded * max(itemsize, 2)  # and as much for probabilities and scratch
+    stages = 2 if arch < 90 else 3
+    # 32 KiB in flight a stage hide the memory's latency; longer tiles only cost registers.
+    block_n = 128 if itemsize < 4 else 32
+    while block_n > 16 and (
+        block_n * loaded * itemsize > 48 << 10
+        or stages * block_n * loaded * itemsize + 2 * queries > limit
+    ):
+        block_n //= 2
+    return DecodeConfig(block_m, block_n, num_warps, stages)
+
+
+def check_values_of_decode(
+    block_table: Tensor,
+    cache_seqlens: Tensor,
+    page_size: int,
+    num_pages: int,
+    query_len: int,
+    window_left: int,
+    scales: dict[str, Tensor | None],
+) -> None:
+    """What needs values: on the CPU, where they are at hand; never on a device, which would wait."""
+    if block_table.device.type != "cpu":
+        return
+    from ridgeline.ops.common import masks, paging
+
+    first = [masks.first_visible(n, query_len, window_left) for n in cache_seqlens.tolist()]
+    paging.check_values(block_table, cache_seqlens, page_size, num_pages, first)
+    for name, scale in scales.items():
+        paging.check_scale_values(name, scale)
+
+
+def scale_arguments(scale: Tensor | None) -> tuple[Tensor | None, tuple[int, ...], int]:
+    """A scale, its strides by page, token, head and block, and the scales of a token and head.
+
+    -1 for a number or one a head, which hold for all tokens; 0 for no scale.
+    """
+    if scale is None:
+        return None, (0, 0, 0, 0), 0
+    if scale.dim() < 2:
+        return scale, (0, 0, scale.stride(0) if scale.dim() else 0, 0), -1
+    return scale, scale.stride(), scale.shape[3]
+
+
+def readable(cache: Tensor) -> Tensor:
+    """The cache as the device can load it: FP8 as bytes where there is no conversion."""
+    return cache.view(torch.uint8) if cache.dtype == check.FP8 and arch(cache) < FP8_ARCH else cache
