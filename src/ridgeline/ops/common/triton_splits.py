@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ridgeline.ops.common.device import DecodeConfig, next_power_of_2, processors
-from ridgeline.ops.common.triton import natural_lse, tile_range
+from ridgeline.ops.common.triton import INTERPRETED, natural_lse, tile_range
 
 MIN_TILES = 4  # of a chunk: below, merging costs more than balance gains
 SEQUENCES = 128  # whose lengths are read at a time
@@ -182,6 +182,7 @@ def combine_kernel(
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     ROW_BLOCKS: tl.constexpr,
+    ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BALANCED: tl.constexpr,
@@ -192,15 +193,14 @@ def combine_kernel(
     SEQUENCES: tl.constexpr,
     MIN_TILES: tl.constexpr,
 ):
-    """One query row of an item, ``BLOCK_D`` columns: merges the parts that programs left."""
-    item = tl.program_id(0) // BLOCK_M
-    m_row = tl.program_id(0) % BLOCK_M
+    """``ROWS`` query rows of an item, ``BLOCK_D`` columns: merges the parts that programs left."""
     heads = KV_HEADS * ROW_BLOCKS
+    blocks = BLOCK_M // ROWS
+    item = tl.program_id(0) // blocks
+    i = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
     b = item // heads
-    head = item % heads // ROW_BLOCKS
-    row = item % heads % ROW_BLOCKS * BLOCK_M + m_row
-    if row >= query_len * GROUP:
-        return
+    row = item % ROW_BLOCKS * BLOCK_M + i
+    real = row < query_len * GROUP
     length = tl.load(cache_seqlens + b.to(tl.int64) * stride_length)
     _, _, count = tile_range(length, query_len, window_left, BLOCK_N)
     if BALANCED:
@@ -216,32 +216,50 @@ def combine_kernel(
         parts = tl.cdiv(count, tl.cdiv(count, num_splits))
     if parts == 1:
         return
-    m = float("-inf")
-    for i in range(0, parts, PARTS):
-        part = i + tl.arange(0, PARTS)
-        slot = (2 * (first + part) + (part == 0).to(tl.int32)) if BALANCED else first + part
-        sums = partial_sums + slot.to(tl.int64) * (2 * BLOCK_M) + m_row
-        m = tl.maximum(m, tl.max(tl.load(sums, mask=part < parts, other=float("-inf")), 0))
+    m = tl.full([ROWS], float("-inf"), tl.float32)
+    for p in range(0, parts, PARTS):
+        part, slot = part_slots(p, first, BALANCED, PARTS)
+        # [PARTS, ROWS]
+        sums = partial_sums + (slot * (2 * BLOCK_M))[:, None] + i[None, :]
+        mask = (part < parts)[:, None] & real[None, :]
+        m = tl.maximum(m, tl.max(tl.load(sums, mask=mask, other=float("-inf")), 0))
     base = tl.where(m == float("-inf"), 0.0, m)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    l = 0.0
-    acc = tl.zeros([BLOCK_D], tl.float32)
-    for i in range(0, parts, PARTS):
-        part = i + tl.arange(0, PARTS)
-        slot = (2 * (first + part) + (part == 0).to(tl.int32)) if BALANCED else first + part
-        slot = slot.to(tl.int64)
-        sums = partial_sums + slot * (2 * BLOCK_M) + m_row
-        weight = tl.exp2(tl.load(sums, mask=part < parts, other=float("-inf")) - base)
-        l += tl.sum(weight * tl.load(sums + BLOCK_M, mask=part < parts, other=0.0), 0)
-        # [PARTS, BLOCK_D]
-        pointers = partial_out + ((slot * BLOCK_M + m_row) * WIDTH)[:, None] + d[None, :]
-        mask = (part < parts)[:, None] & (d < VALUE_DIM)[None, :]
-        acc += tl.sum(weight[:, None] * tl.load(pointers, mask=mask, other=0.0), 0)
-    result = acc / tl.where(l == 0.0, 1.0, l)
-    at = (b.to(tl.int64) * query_len + row // GROUP) * (KV_HEADS * GROUP) + head * GROUP + row % GROUP
-    tl.store(out + at * VALUE_DIM + d, result.to(out.dtype.element_ty), mask=d < VALUE_DIM)
-    if tl.program_id(1) == 0:
-        tl.store(lse + at, natural_lse(m, l))
+    l = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for p in range(0, parts, PARTS):
+        part, slot = part_slots(p, first, BALANCED, PARTS)
+        sums = partial_sums + (slot * (2 * BLOCK_M))[:, None] + i[None, :]
+        mask = (part < parts)[:, None] & real[None, :]
+        weight = tl.exp2(tl.load(sums, mask=mask, other=float("-inf")) - base[None, :])
+        l += tl.sum(weight * tl.load(sums + BLOCK_M, mask=mask, other=0.0), 0)
+        # [PARTS, ROWS, BLOCK_D]
+        rows = ((slot * BLOCK_M)[:, None] + i[None, :]) * WIDTH
+        pointers = partial_out + rows[:, :, None] + d[None, None, :]
+        mask = mask[:, :, None] & (d < VALUE_DIM)[None, None, :]
+        acc += tl.sum(weight[:, :, None] * tl.load(pointers, mask=mask, other=0.0), 0)
+    result = acc / tl.where(l == 0.0, 1.0, l)[:, None]
+    at = b.to(tl.int64) * query_len + row // GROUP
+    at = at * (KV_HEADS * GROUP) + item % heads // ROW_BLOCKS * GROUP + row % GROUP
+    pointers = out + at[:, None] * VALUE_DIM + d[None, :]
+    mask = real[:, None] & (d < VALUE_DIM)[None, :]
+    tl.store(pointers, result.to(out.dtype.element_ty), mask=mask)
+    tl.store(lse + at, natural_lse(m, l), mask=real & (tl.program_id(1) == 0))
+
+
+@triton.jit
+def part_slots(p, first, BALANCED: tl.constexpr, PARTS: tl.constexpr):
+    """The ``PARTS`` parts of an item from p on, and their slots; ``first`` is that of part 0.
+
+    Balanced, ``first`` is the program of part 0, which left it in its slot 1, and every later
+    program its own in slot 0.
+    """
+    part = p + tl.arange(0, PARTS)
+    if BALANCED:
+        slot = 2 * (first + part) + (part == 0).to(tl.int32)
+    else:
+        slot = first + part
+    return part, slot.to(tl.int64)
 
 
 class Splits:
@@ -298,7 +316,8 @@ class Splits:
             return
         value_dim = out.shape[-1]
         block_d = min(128, max(16, next_power_of_2(value_dim)))
-        grid = (self.items * self.config.block_m, -(-value_dim // block_d))
+        rows = self.config.block_m if INTERPRETED else 1
+        grid = (self.items * self.config.block_m // rows, -(-value_dim // block_d))
         combine_kernel[grid](
             self.partial_out,
             self.partial_sums,
@@ -306,6 +325,7 @@ class Splits:
             lse,
             *self.lengths,
             *self.cuts,
+            ROWS=rows,
             VALUE_DIM=value_dim,
             BLOCK_D=block_d,
             PARTS=PARTS,
