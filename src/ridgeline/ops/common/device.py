@@ -137,16 +137,16 @@ def decode_config(arch: int, rows: int, loaded: int, accumulated: int, dtype: st
     # An accumulator of more than 64 registers a thread in four warps is spread over eight.
     num_warps = 8 if block_m * accumulated > 64 * 128 else 4
     limit = _SHARED_BYTES[max(known for known in _SHARED_BYTES if known <= arch)]
-    queries = block_m * loaded * max(itemsize, 2)  # and as much for probabilities and scratch
-    stages = 2 if arch < 90 else 3
-    # 32 KiB in flight a stage hide the memory's latency; longer tiles only cost registers.
+    queries = block_m * loaded * max(itemsize, 2) * 5 // 4  # and the probabilities
+    buffers = 2 if arch < 90 else 3
     block_n = 128 if itemsize < 4 else 32
     while block_n > 16 and (
-        block_n * loaded * itemsize > 48 << 10
-        or stages * block_n * loaded * itemsize + 2 * queries > limit
+        block_n * loaded * itemsize > 40 << 10
+        or buffers * block_n * loaded * itemsize + queries > limit
     ):
         block_n //= 2
-    return DecodeConfig(block_m, block_n, num_warps, stages)
+    # The block table is loaded as far ahead of a tile as the tile of its use.
+    return DecodeConfig(block_m, block_n, num_warps, 2 * buffers + 1)
 
 
 def check_values_of_decode(

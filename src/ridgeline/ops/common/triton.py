@@ -184,10 +184,10 @@ def store_item(
         at = b.to(tl.int64) * query_len + row // GROUP
         at = at * (KV_HEADS * GROUP) + head * GROUP + row % GROUP
         total = tl.where(l == 0.0, 1.0, l)[:, None]
-        rows = out + at * VALUE_DIM
-        store_columns(rows, acc0 / total, real, 0, W0, VALUE_DIM)
+        out_rows = out + at * VALUE_DIM
+        store_columns(out_rows, acc0 / total, real, 0, W0, VALUE_DIM)
         if W1 > 0:
-            store_columns(rows, acc1 / total, real, W0, W1, VALUE_DIM)
+            store_columns(out_rows, acc1 / total, real, W0, W1, VALUE_DIM)
         tl.store(lse + at, natural_lse(m, l), mask=real)
     else:
         i = tl.arange(0, BLOCK_M)
