@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +38,14 @@ def attention_implementations() -> list[str]:
     return implementations() if built else ["reference"]
 
 
+def triton_implementations() -> list[str]:
+    """``triton`` as the public functions run it, and with tiles of 16 tokens: many to a sequence.
+
+    They run on the GPU, or by Triton's interpreter where it is active.
+    """
+    return ["triton", "triton-16"]
+
+
 def run(
     case: Case,
     impl: str = "auto",
@@ -46,19 +55,80 @@ def run(
 ) -> tuple[Tensor, ...]:
     """``out`` and ``lse`` of a case; of one of ``attention`` also ``dq``, ``dk`` and ``dv``.
 
-    ``impl`` is that of the public functions, or ``cpu-<isa>`` for a direct call of the core into
-    outputs filled with ``fill``: an element that is not written shows.
+    ``impl`` is that of the public functions, or ``cpu-<isa>`` or ``triton-<tokens of a tile>`` for
+    a direct call of the kernels into outputs filled with ``fill``: an element that is not written
+    shows.
     """
+    if impl.startswith("triton"):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        block_n = int(impl.removeprefix("triton").removeprefix("-") or 0)
+        result = _run_triton(_on(device, case), block_n, prefetch, fill)
+        return tuple(x.cpu() for x in result)
     if isinstance(case, MergeCase):
         return merge(case.outs, case.lses)
     if isinstance(case, AttentionCase):
         return _run_attention(case, impl, fill)
     if impl.startswith("cpu-"):
         return _run_core(case, impl.removeprefix("cpu-"), prefetch, fill)
+    return _run_public(case, impl)
+
+
+def _run_public(case: DecodeCase, impl: str) -> tuple[Tensor, Tensor]:
     if isinstance(case, PagedCase):
         tensors = (case.q, case.k_cache, case.v_cache, case.block_table, case.cache_seqlens)
         return paged_decode(*tensors, **case.options(), return_lse=True, impl=impl)
     return tied_decode(*_tied(case), **case.options(), return_lse=True, impl=impl)
+
+
+def _run_triton(case: Case, block_n: int, prefetch: int, fill: float) -> tuple[Tensor, ...]:
+    if isinstance(case, MergeCase):
+        from ridgeline.ops.merge import triton as merge_triton
+
+        return merge_triton.merge(case.outs, case.lses)
+    if not block_n:
+        return _run_public(case, "triton")
+    rows, splits = case.q.shape[:3], case.num_splits
+    lse = torch.full(rows, fill, device=case.q.device)
+    if isinstance(case, TiedCase):
+        from ridgeline.ops.tied_decode import triton as tied_triton
+
+        out = case.q.new_full((*rows, case.state_cache.shape[-1]), fill)
+        config = tied_triton.config_for(case.q_nope, case.q_rope, case.state_cache)
+        options = (case.scale, case.causal, _scale(case, "state_scale"), splits, out, lse)
+        config = replace(config, block_n=block_n, prefetch=prefetch)
+        tied_triton.tied_decode(*_tied(case), *options, config=config)
+        return out, lse
+    from ridgeline.ops.paged_decode import triton as paged_triton
+
+    value_dim = case.v_cache.shape[-1]
+    out = case.q.new_full((*rows, value_dim), fill)
+    config = paged_triton.config_for(case.q, case.k_cache, value_dim)
+    left, right = (-1 if side is None else side for side in case.window or (None, None))
+    tensors = (case.q, case.k_cache, case.v_cache, case.block_table, case.cache_seqlens)
+    scales = (_scale(case, "k_scale"), _scale(case, "v_scale"))
+    options = (case.scale, case.causal, left, right, case.softcap, *scales, splits, out, lse)
+    config = replace(config, block_n=block_n, prefetch=prefetch)
+    paged_triton.paged_decode(*tensors, *options, config=config)
+    return out, lse
+
+
+def _scale(case: DecodeCase, name: str) -> Tensor | None:
+    value = getattr(case, name)
+    if value is None or isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float32, device=case.q.device)
+
+
+def _on(device: str, case: Case) -> Case:
+    """The case with its tensors on ``device``: the same strides in the same memory around them."""
+    moved = {}
+    for field in fields(case):
+        x = getattr(case, field.name)
+        if isinstance(x, Tensor) and x.device.type != device:
+            storage = x.untyped_storage().to(device=device)
+            like = torch.empty(0, dtype=x.dtype, device=device)
+            moved[field.name] = like.set_(storage, x.storage_offset(), x.shape, x.stride())
+    return replace(case, **moved) if moved else case
 
 
 def _run_core(case: DecodeCase, isa: str, prefetch: int, fill: float) -> tuple[Tensor, Tensor]:

@@ -43,34 +43,39 @@ _ROWS = [
         (5, 1, 8, 20),
     )
 ]
-_TWO_PAGES = {"dtype": torch.bfloat16, "lengths": [4], "page_size": 2, "spare_pages": 0}
+_TWO_PAGES = {"lengths": [4], "page_size": 2, "spare_pages": 0}
 
 
 @cache
-def cases(op: Op, fp8: bool = False) -> tuple[Case, ...]:
-    """The suite of one operation; ``fp8`` adds caches in float8_e4m3fn."""
+def cases(op: Op, fp8: bool = False, half: torch.dtype = torch.bfloat16) -> tuple[Case, ...]:
+    """The suite of one operation; ``fp8`` adds caches in float8_e4m3fn.
+
+    ``half`` is what most 16-bit cases of the decode operations are in.
+    """
     match op:
         case "attention":
             return _attention()
         case "paged_decode":
-            return _paged(fp8)
+            return _paged(fp8, half)
         case "tied_decode":
-            return _tied(fp8)
+            return _tied(fp8, half)
         case "merge":
             shape = {"rows": (2, 3), "dim": 17}
             return (
                 *(merge_case(s, **shape, magnitude=1.0, dtype=F32) for s in range(6)),
                 *(merge_case(s, **shape, magnitude=1e3) for s in range(6)),
-                *(merge_case(s, parts=1, dtype=torch.bfloat16) for s in range(3)),
+                *(merge_case(s, parts=1, dtype=half) for s in range(3)),
             )
 
 
-def problem(run: Run, op: Op, *, fp8: bool = False) -> str | None:
+def problem(
+    run: Run, op: Op, *, fp8: bool = False, half: torch.dtype = torch.bfloat16
+) -> str | None:
     """What is wrong with ``run`` as an implementation of ``op``, or ``None``.
 
     An exception counts: every case is valid input.
     """
-    for case in cases(op, fp8):
+    for case in cases(op, fp8, half):
         try:
             results = run(case)
             wrong = violations(case, *results)
@@ -110,11 +115,11 @@ def _is_far(case: DecodeCase) -> bool:
     return getattr(case, case.caches[0]).untyped_storage().nbytes() > 2**31
 
 
-def _paged(fp8: bool) -> tuple[DecodeCase, ...]:
+def _paged(fp8: bool, half: torch.dtype) -> tuple[DecodeCase, ...]:
     plain = _PLAIN | _SHAPE | {"dim": 40, "value_dim": 24, "softmax_scale": None}
     made = [
         paged_case(0, **plain | {"dtype": F32}),
-        paged_case(1, **plain | {"dtype": torch.bfloat16}),
+        paged_case(1, **plain | {"dtype": half}),
         paged_case(2, **plain | {"dtype": torch.float16, "value_dim": 64}),
         paged_case(3, **plain | {"dtype": F32, "causal": False}),
         paged_case(4, **plain | {"dtype": F32, "softmax_scale": 0.05}),
@@ -133,10 +138,10 @@ def _paged(fp8: bool) -> tuple[DecodeCase, ...]:
     made.append(paged_case(20, **plain | {"dtype": F32, "window": (7, 3)}))
     for splits in (1, 2, 7, 64):
         made.append(paged_case(splits, **plain | {"dtype": F32, "num_splits": splits}))
-    made.append(_far(paged_case(0, **plain | _TWO_PAGES)))
+    made.append(_far(paged_case(0, **plain | _TWO_PAGES | {"dtype": half})))
     for n, (heads, dim) in enumerate(_ROWS):
         shape = heads | {"dim": dim, "value_dim": DIMS[-n % 9], "lengths": [150, 301]}
-        made.append(paged_case(n, **plain | shape | {"dtype": torch.bfloat16, "num_splits": n % 4}))
+        made.append(paged_case(n, **plain | shape | {"dtype": half, "num_splits": n % 4}))
     wide = {"kv_heads": 8, "group": 1, "dim": 192, "value_dim": 80, "lengths": [40]}
     made.append(paged_case(0, **plain | wide | {"dtype": F32}))
     long = {"lengths": [700, 300], "dim": 8, "value_dim": 8, "dtype": F32, "num_splits": 3}
@@ -148,14 +153,14 @@ def _paged(fp8: bool) -> tuple[DecodeCase, ...]:
     return tuple(made)
 
 
-def _tied(fp8: bool) -> tuple[DecodeCase, ...]:
+def _tied(fp8: bool, half: torch.dtype) -> tuple[DecodeCase, ...]:
     plain = {k: v for k, v in _PLAIN.items() if k not in ("softcap", "window")}
     plain |= _SHAPE | {"dim": 40, "nope_dim": 40, "rope_dim": 16, "softmax_scale": 0.15}
     gta = {"nope_dim": 20, "rope_dim": 20, "strides": "records"}
     made = [
         tied_case(0, **plain | {"dtype": F32}),
         tied_case(1, **plain | gta | {"dtype": F32}),
-        tied_case(2, **plain | {"dtype": torch.bfloat16, "strides": "records"}),
+        tied_case(2, **plain | {"dtype": half, "strides": "records"}),
         tied_case(3, **plain | {"dtype": torch.float16}),
         tied_case(4, **plain | {"dtype": F32, "rope_dim": 0}),
         tied_case(5, **plain | {"dtype": F32, "kv_heads": 1, "group": 16, "nope_dim": 1}),
@@ -170,10 +175,10 @@ def _tied(fp8: bool) -> tuple[DecodeCase, ...]:
     ]
     for splits in (1, 2, 7, 64):
         made.append(tied_case(splits, **plain | {"dtype": F32, "num_splits": splits}))
-    made.append(_far(tied_case(0, **plain | _TWO_PAGES)))
+    made.append(_far(tied_case(0, **plain | _TWO_PAGES | {"dtype": half})))
     for n, (heads, dim) in enumerate(_ROWS):
         shape = heads | {"dim": dim, "nope_dim": max(1, dim - 4 * n), "lengths": [150, 301]}
-        made.append(tied_case(n, **plain | shape | {"dtype": torch.bfloat16, "num_splits": n % 4}))
+        made.append(tied_case(n, **plain | shape | {"dtype": half, "num_splits": n % 4}))
     if fp8:
         for seed, kind in enumerate(("number", "head", 1, 4)):
             fp8_cache = {"dtype": F32, "cache_dtype": FP8, "scale_kind": kind}

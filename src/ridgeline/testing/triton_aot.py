@@ -9,9 +9,8 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def recorded(call: Callable[[], Any], arch: int) -> list[Launch]:
 
     with (
         mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(device, "arch", lambda _: arch),
+        mock.patch.object(device, "arch", return_value=arch),
     ):
         call()
     return launches
@@ -115,7 +114,11 @@ def compiled(launch: Launch, arch: int) -> Any:
             signature[param.name] = "fp32"
         else:
             signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
-        if not fixed and not isinstance(value, float) and (isinstance(value, Tensor) or value % 16 == 0):
+        if (
+            not fixed
+            and not isinstance(value, float)
+            and (isinstance(value, Tensor) or value % 16 == 0)
+        ):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
@@ -203,13 +206,6 @@ def _tied(
     out, lse = torch.empty(*q.shape[:3], state, dtype=dtype), torch.empty(q.shape[:3])
     inputs = (q_nope, q_rope, cache, rope_cache, table, lengths)
     tied.tied_decode(*inputs, 192**-0.5, True, scale, 0, out, lse, config=config)
-
-
-@contextmanager
-def _own_cache() -> Iterator[None]:
-    """Compiles anew: nothing is read from an earlier run's cache."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict("os.environ", TRITON_CACHE_DIR=folder):
-        yield
 
 
 def main() -> None:

@@ -137,12 +137,14 @@ def decode_config(arch: int, rows: int, loaded: int, accumulated: int, dtype: st
     # An accumulator of more than 64 registers a thread in four warps is spread over eight.
     num_warps = 8 if block_m * accumulated > 64 * 128 else 4
     limit = _SHARED_BYTES[max(known for known in _SHARED_BYTES if known <= arch)]
-    queries = block_m * loaded * max(itemsize, 2) * 5 // 4  # and the probabilities
-    buffers = 2 if arch < 90 else 3
+    fixed = block_m * loaded * max(itemsize, 2) * 5 // 4  # queries and probabilities
+    if arch >= 100 and block_m == 64:
+        fixed += 104 << 10  # tensor memory's accumulators pass through shared memory
+    buffers = 3 if 90 <= arch < 100 else 2
     block_n = 128 if itemsize < 4 else 32
     while block_n > 16 and (
         block_n * loaded * itemsize > 40 << 10
-        or buffers * block_n * loaded * itemsize + queries > limit
+        or buffers * block_n * loaded * itemsize + fixed > limit
     ):
         block_n //= 2
     # The block table is loaded as far ahead of a tile as the tile of its use.
@@ -158,7 +160,7 @@ def check_values_of_decode(
     window_left: int,
     scales: dict[str, Tensor | None],
 ) -> None:
-    """What needs values: on the CPU, where they are at hand; never on a device, which would wait."""
+    """What needs values: on the CPU, where they are at hand; a device would have to wait."""
     if block_table.device.type != "cpu":
         return
     from ridgeline.ops.common import masks, paging

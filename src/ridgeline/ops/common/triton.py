@@ -32,9 +32,8 @@ def page_of(table_row, stride_tp, n, needed, BLOCK_N: tl.constexpr, PAGE_SIZE: t
         some = tl.max(needed.to(tl.int32), 0) > 0
         entry = table_row + (tile // PAGE_SIZE).to(tl.int64) * stride_tp
         return tl.load(entry, mask=some, other=0).to(tl.int64)
-    else:
-        entry = table_row + (n // PAGE_SIZE).to(tl.int64) * stride_tp
-        return tl.load(entry, mask=needed, other=0).to(tl.int64)
+    entry = table_row + (n // PAGE_SIZE).to(tl.int64) * stride_tp
+    return tl.load(entry, mask=needed, other=0).to(tl.int64)
 
 
 @triton.jit
@@ -45,8 +44,7 @@ def load_tile(rows, needed, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.co
     pointers = rows[:, None] + d[None, :]
     if FIRST + WIDTH <= DIM:
         return tl.load(pointers, mask=needed[:, None], other=0.0)
-    else:
-        return tl.load(pointers, mask=needed[:, None] & (d < DIM)[None, :], other=0.0)
+    return tl.load(pointers, mask=needed[:, None] & (d < DIM)[None, :], other=0.0)
 
 
 @triton.jit
@@ -68,8 +66,7 @@ def from_e4m3(x, dtype: tl.constexpr):
         magnitude = ((bits & 0x7F) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
         magnitude = tl.where((bits & 0x7F) == 0x7F, float("nan"), magnitude)
         return tl.where((bits & 0x80) == 0, magnitude, -magnitude).to(dtype)
-    else:
-        return x.to(dtype)
+    return x.to(dtype)
 
 
 @triton.jit
@@ -92,8 +89,7 @@ def dequantize(
         # [BLOCK_N, WIDTH]
         scale = tl.load(scale_rows[:, None] + block[None, :] * stride_block, mask=mask, other=0.0)
         return (from_e4m3(x, tl.float32) * scale).to(dtype)
-    else:
-        return from_e4m3(x, dtype)
+    return from_e4m3(x, dtype)
 
 
 @triton.jit
@@ -104,7 +100,7 @@ def dot(a, b):
 
 @triton.jit
 def tanh(x):
-    """Within 3 units in the last place: ``(1 - e) / (1 + e)`` cancels near 0, a polynomial there."""
+    """Within 3 ulp: a polynomial near 0, where ``(1 - e) / (1 + e)`` cancels."""
     z = x * x
     p = 0.02111622 - 0.00627639 * z
     p = -0.3333333 + z * (0.13332924 + z * (-0.05387514 + z * p))

@@ -3,13 +3,13 @@
 An item is a block of query rows of one cached head of one sequence: ``heads`` of them a sequence.
 Its tokens are a run of tiles. Two ways to cut runs:
 
-- balanced (``num_splits = 0``): all tiles of the batch in one row, (sequence, item, tile), are dealt
-  out in equal chunks; program p takes the p-th. It reads the lengths on the device, so neither the
-  grid nor the workspace depends on them.
+- balanced (``num_splits = 0``): all tiles of the batch in one row, (sequence, item, tile), are
+  dealt out in equal chunks; program p takes the p-th. It reads the lengths on the device, so
+  neither the grid nor the workspace depends on them.
 - ``num_splits`` cuts every item's run into that many parts by its own length alone.
 
-An item that one program computes is written at once. Of others a program leaves its maximum, sum and
-unnormalised output in the workspace, and ``combine`` merges them in the order of their tokens.
+An item that one program computes is written at once. Of others a program leaves its maximum, sum
+and unnormalised output in the workspace, and ``combine`` merges them in the order of their tokens.
 """
 
 import torch
@@ -111,17 +111,24 @@ def first_work(
         t = program * chunk
         stop = tl.minimum(t + chunk, total * heads)
         b, base = find_sequence(
-            t, cache_seqlens, stride_length, batch, heads, query_len, window_left, BLOCK_N, SEQUENCES
+            t,
+            cache_seqlens,
+            stride_length,
+            batch,
+            heads,
+            query_len,
+            window_left,
+            BLOCK_N,
+            SEQUENCES,
         )
         return t, stop, b, base
-    else:
-        item = program // launched
-        b = item // heads
-        length = tl.load(cache_seqlens + b.to(tl.int64) * stride_length)
-        _, _, count = tile_range(length, query_len, window_left, BLOCK_N)
-        part = tl.cdiv(count, num_splits)
-        t = (program % launched) * part
-        return t, tl.minimum(t + part, count), b, item % heads
+    item = program // launched
+    b = item // heads
+    length = tl.load(cache_seqlens + b.to(tl.int64) * stride_length)
+    _, _, count = tile_range(length, query_len, window_left, BLOCK_N)
+    part = tl.cdiv(count, num_splits)
+    t = (program % launched) * part
+    return t, tl.minimum(t + part, count), b, item % heads
 
 
 @triton.jit
@@ -255,10 +262,7 @@ def part_slots(p, first, BALANCED: tl.constexpr, PARTS: tl.constexpr):
     program its own in slot 0.
     """
     part = p + tl.arange(0, PARTS)
-    if BALANCED:
-        slot = 2 * (first + part) + (part == 0).to(tl.int32)
-    else:
-        slot = first + part
+    slot = 2 * (first + part) + (part == 0).to(tl.int32) if BALANCED else first + part
     return part, slot.to(tl.int64)
 
 

@@ -177,9 +177,7 @@ def paged_decode_kernel(
                 scores = tanh(scores * (scale / softcap)) * (softcap * LOG2_E)
             else:
                 scores = scores * (scale * LOG2_E)
-            seen = visible(
-                n, needed, position, real, window_left, window_right, CAUSAL, WINDOW
-            )
+            seen = visible(n, needed, position, real, window_left, window_right, CAUSAL, WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
             p, alpha, m, l = online_softmax_update(scores, m, l)
             v0 = load_tile(v_rows, needed, 0, V0, VALUE_DIM)
@@ -266,9 +264,7 @@ def paged_decode(
     window_right = -1 if causal or window_right >= query_len - 1 else window_right
     config = config or config_for(q, k_cache, value_dim)
     (k0, k1), (v0, v1) = device.pieces(dim), device.pieces(value_dim)
-    splits = Splits(
-        q, k_cache, cache_seqlens, capacity, window_left, num_splits, v0 + v1, config
-    )
+    splits = Splits(q, k_cache, cache_seqlens, capacity, window_left, num_splits, v0 + v1, config)
     k_scale, k_scale_strides, k_blocks = device.scale_arguments(k_scale)
     v_scale, v_scale_strides, v_blocks = device.scale_arguments(v_scale)
     paged_decode_kernel[splits.grid](

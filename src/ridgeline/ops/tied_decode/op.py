@@ -89,9 +89,7 @@ def _run(
         case "triton":
             from ridgeline.ops.tied_decode import triton
 
-            triton.tied_decode(
-                *inputs, softmax_scale, causal, state_scale, num_splits, out, lse
-            )
+            triton.tied_decode(*inputs, softmax_scale, causal, state_scale, num_splits, out, lse)
         case "cpu":
             cpu.tied_decode(*inputs, softmax_scale, causal, num_splits, out, lse)
         case "reference":

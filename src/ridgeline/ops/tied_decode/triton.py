@@ -17,7 +17,6 @@ from ridgeline.ops.common.triton import (
     page_of,
     prefetch_rows,
     store_item,
-    tile_range,
     visible,
 )
 from ridgeline.ops.common.triton_splits import Splits, first_work, next_work
