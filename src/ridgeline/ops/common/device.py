@@ -73,7 +73,7 @@ def interpreting() -> bool:
     """Whether Triton's kernels run, or would run once imported, by its interpreter."""
     kernels = sys.modules.get("ridgeline.ops.common.triton")
     if kernels is not None:
-        return kernels.INTERPRETED
+        return bool(kernels.INTERPRETED)
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 

@@ -6,8 +6,8 @@ a page or token index with a stride is 64 bits wide.
 
 import triton
 import triton.language as tl
-from triton.runtime.jit import JITFunction
 
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 LINE = tl.constexpr(128)  # bytes that one prefetch brings into L2
@@ -212,14 +212,14 @@ def prefetch_rows(rows, needed, DIM: tl.constexpr):
     # [BLOCK_N, LINES]
     address = rows.to(tl.int64)[:, None] + (line * LINE)[None, :]
     wanted = needed[:, None] & (line * LINE < BYTES)[None, :]
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
-        "=r,l,r",
-        [address, wanted.to(tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-INTERPRETED = not isinstance(tile_range, JITFunction)
+    if INTERPRETED:  # which knows no assembly: a wild address crashes it
+        tl.load(address.to(tl.pointer_type(tl.int8)), mask=wanted)
+    else:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
+            "=r,l,r",
+            [address, wanted.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )

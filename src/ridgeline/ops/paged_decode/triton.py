@@ -7,7 +7,6 @@ from torch import Tensor
 from ridgeline.ops.common import device
 from ridgeline.ops.common.device import DecodeConfig
 from ridgeline.ops.common.triton import (
-    INTERPRETED,
     LOG2_E,
     dequantize,
     dot,
@@ -301,7 +300,7 @@ def paged_decode(
         SOFTCAP=softcap > 0,
         K_BLOCKS=k_blocks,
         V_BLOCKS=v_blocks,
-        PREFETCH=0 if INTERPRETED else config.prefetch,
+        PREFETCH=config.prefetch,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **splits.constants,

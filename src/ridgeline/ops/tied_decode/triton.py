@@ -7,7 +7,6 @@ from torch import Tensor
 from ridgeline.ops.common import device
 from ridgeline.ops.common.device import DecodeConfig
 from ridgeline.ops.common.triton import (
-    INTERPRETED,
     LOG2_E,
     dequantize,
     dot,
@@ -284,7 +283,7 @@ def tied_decode(
         PAGE_SIZE=page_size,
         CAUSAL=causal,
         BLOCKS=blocks,
-        PREFETCH=0 if INTERPRETED else config.prefetch,
+        PREFETCH=config.prefetch,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **splits.constants,
