@@ -95,7 +95,7 @@ def _reads_poison(run: Run, case: DecodeCase, out: Tensor, lse: Tensor) -> str |
     return None
 
 
-def far(case: DecodeCase) -> DecodeCase:
+def _far(case: DecodeCase) -> DecodeCase:
     """The case with its first cache's pages, and its second one's tokens, beyond 32-bit offsets.
 
     Of two indices along a far dim the second is at ``FAR``, which wraps into the buffer: a wrong
@@ -136,7 +136,7 @@ def _paged(fp8: bool, half: torch.dtype) -> tuple[DecodeCase, ...]:
     made.append(paged_case(20, **plain | {"dtype": F32, "window": (7, 3)}))
     for splits in (1, 2, 7, 64):
         made.append(paged_case(splits, **plain | {"dtype": F32, "num_splits": splits}))
-    made.append(far(paged_case(0, **plain | _TWO_PAGES | {"dtype": half})))
+    made.append(_far(paged_case(0, **plain | _TWO_PAGES | {"dtype": half})))
     for n, (heads, dim) in enumerate(_ROWS):
         shape = heads | {"dim": dim, "value_dim": DIMS[-n % 9], "lengths": [150, 301]}
         made.append(paged_case(n, **plain | shape | {"dtype": half, "num_splits": n % 4}))
@@ -173,7 +173,7 @@ def _tied(fp8: bool, half: torch.dtype) -> tuple[DecodeCase, ...]:
     ]
     for splits in (1, 2, 7, 64):
         made.append(tied_case(splits, **plain | {"dtype": F32, "num_splits": splits}))
-    made.append(far(tied_case(0, **plain | _TWO_PAGES | {"dtype": half})))
+    made.append(_far(tied_case(0, **plain | _TWO_PAGES | {"dtype": half})))
     for n, (heads, dim) in enumerate(_ROWS):
         shape = heads | {"dim": dim, "nope_dim": max(1, dim - 4 * n), "lengths": [150, 301]}
         made.append(tied_case(n, **plain | shape | {"dtype": half, "num_splits": n % 4}))

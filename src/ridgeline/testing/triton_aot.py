@@ -28,7 +28,6 @@ from ridgeline.ops.merge.triton import merge
 from ridgeline.ops.paged_decode import triton as paged
 from ridgeline.ops.tied_decode import triton as tied
 
-ARCHS = (80, 90, 100)
 _TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -44,22 +43,19 @@ _INSTRUCTIONS = {
     "cp.async": r"cp\.async\.c[ag]\.",
     "prefetch": r"prefetch\.global\.L2",
 }
-# Shapes of one sequence step: (L_q, h_q, h_kv or h_s, dims, dtype, dtype of the cache, page size).
-BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+EVERYWHERE, HOPPER = (80, 90, 100), (90,)
+# What to compile for which architectures. Arguments: L_q, h_q, h_kv or h_s, dims, dtype of the
+# cache, page size.
 CALLS = {
-    "gqa-32-8-d128": lambda: _paged(1, 32, 8, 128, BF16, BF16, 64),
-    "gqa-32-8-d128-prefetch": lambda: _paged(1, 32, 8, 128, BF16, BF16, 64, prefetch=2),
-    "gqa-32-8-d128-page-1-window": lambda: _paged(1, 32, 8, 128, BF16, BF16, 1, window=1024),
-    "gqa-32-8-d128-softcap-splits": lambda: _paged(2, 32, 8, 128, BF16, BF16, 16, softcap=30.0),
-    "mqa-32-d64-fp8": lambda: _paged(1, 32, 1, 64, BF16, FP8, 64),
-    "mha-8-d80-fp32": lambda: _paged(1, 8, 8, 80, F32, F32, 64),
-    "gta-32-8-d128": lambda: _tied(1, 32, 8, (64, 64, 128), BF16, BF16, 64),
-    "mla-16": lambda: _tied(1, 16, 1, (512, 64, 512), BF16, BF16, 64),
-    "mla-16-prefetch": lambda: _tied(1, 16, 1, (512, 64, 512), BF16, BF16, 64, prefetch=1),
-    "mla-128": lambda: _tied(1, 128, 1, (512, 64, 512), BF16, BF16, 64),
-    "gla-2-of-128": lambda: _tied(1, 128, 2, (256, 64, 256), BF16, BF16, 64),
-    "gla-2-of-128-fp8-page-1": lambda: _tied(1, 128, 2, (256, 64, 256), BF16, FP8, 1),
-    "merge-d128": lambda: merge(torch.zeros(4, 8, 128, dtype=BF16), torch.zeros(4, 8)),
+    "gqa-32-8-d128": (EVERYWHERE, lambda: _paged(1, 32, 8, 128, BF16, 64, prefetch=2)),
+    "gqa-page-1-window": (HOPPER, lambda: _paged(2, 32, 8, 128, BF16, 1, window=1024)),
+    "mqa-32-d64-fp8": ((80, 90), lambda: _paged(1, 32, 1, 64, FP8, 64, softcap=30.0)),
+    "gta-32-8-d128": (EVERYWHERE, lambda: _tied(1, 32, 8, (64, 64, 128), BF16, 64)),
+    "mla-16": (HOPPER, lambda: _tied(1, 16, 1, (512, 64, 512), BF16, 64, prefetch=1)),
+    "mla-128": ((90, 100), lambda: _tied(1, 128, 1, (512, 64, 512), BF16, 64)),
+    "gla-2-of-128-fp8": (HOPPER, lambda: _tied(1, 128, 2, (256, 64, 256), FP8, 1)),
+    "merge-d128": (EVERYWHERE, lambda: _merge(128)),
 }
 
 
@@ -141,13 +137,13 @@ def report(name: str, arch: int) -> dict[str, Resources]:
     """The resources of every kernel that a call of ``CALLS`` launches."""
     return {
         f"{name}/{launch.kernel.__name__}/sm_{arch}": resources(compiled(launch, arch))
-        for launch in recorded(CALLS[name], arch)
+        for launch in recorded(CALLS[name][1], arch)
     }
 
 
 def reports(processes: int = 1) -> dict[str, Resources]:
     """Of all calls and architectures; kernels that two calls share are compiled once a process."""
-    pairs = [(name, arch) for name in CALLS for arch in ARCHS]
+    pairs = [(name, arch) for name, (archs, _) in CALLS.items() for arch in archs]
     if processes == 1:
         found = [report(*pair) for pair in pairs]
     else:
@@ -161,12 +157,15 @@ def _table(page_size: int, lengths: int = 4, tokens: int = 8192) -> tuple[Tensor
     return table, torch.zeros(lengths, dtype=torch.int32)
 
 
+def _merge(dim: int) -> None:
+    merge(torch.zeros(4, 8, dim, dtype=BF16), torch.zeros(4, 8))
+
+
 def _paged(
     query_len: int,
     heads: int,
     kv_heads: int,
     dim: int,
-    dtype: torch.dtype,
     cache_dtype: torch.dtype,
     page_size: int,
     *,
@@ -175,7 +174,7 @@ def _paged(
     prefetch: int = 0,
 ) -> None:
     table, lengths = _table(page_size)
-    q = torch.empty(lengths.shape[0], query_len, heads, dim, dtype=dtype)
+    q = torch.empty(lengths.shape[0], query_len, heads, dim, dtype=BF16)
     cache = torch.empty(4, page_size, kv_heads, dim, dtype=cache_dtype)
     scale = torch.ones(kv_heads) if cache_dtype == FP8 else None
     config = replace(paged.config_for(q, cache, dim), prefetch=prefetch)
@@ -189,7 +188,6 @@ def _tied(
     heads: int,
     state_heads: int,
     dims: tuple[int, int, int],
-    dtype: torch.dtype,
     cache_dtype: torch.dtype,
     page_size: int,
     *,
@@ -197,13 +195,13 @@ def _tied(
 ) -> None:
     nope, rope, state = dims
     table, lengths = _table(page_size)
-    q = torch.empty(lengths.shape[0], query_len, heads, nope + rope, dtype=dtype)
+    q = torch.empty(lengths.shape[0], query_len, heads, nope + rope, dtype=BF16)
     q_nope, q_rope = q[..., :nope], q[..., nope:]
     cache = torch.empty(4, page_size, state_heads, state, dtype=cache_dtype)
-    rope_cache = torch.empty(4, page_size, rope, dtype=dtype)
+    rope_cache = torch.empty(4, page_size, rope, dtype=BF16)
     scale = torch.ones(4, page_size, state_heads, state // 128) if cache_dtype == FP8 else None
     config = replace(tied.config_for(q_nope, q_rope, cache), prefetch=prefetch)
-    out, lse = torch.empty(*q.shape[:3], state, dtype=dtype), torch.empty(q.shape[:3])
+    out, lse = torch.empty(*q.shape[:3], state, dtype=BF16), torch.empty(q.shape[:3])
     inputs = (q_nope, q_rope, cache, rope_cache, table, lengths)
     tied.tied_decode(*inputs, 192**-0.5, True, scale, 0, out, lse, config=config)
 

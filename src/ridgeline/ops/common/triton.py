@@ -29,11 +29,12 @@ def page_of(table_row, stride_tp, n, needed, BLOCK_N: tl.constexpr, PAGE_SIZE: t
     """Page ids of the tokens of a tile, ``[BLOCK_N]`` or one for all; 0 where not ``needed``."""
     if PAGE_SIZE % BLOCK_N == 0:
         tile = tl.min(n, 0)
-        some = tl.max(needed.to(tl.int32), 0) > 0
+        mask = tl.max(needed.to(tl.int32), 0) > 0
         entry = table_row + (tile // PAGE_SIZE).to(tl.int64) * stride_tp
-        return tl.load(entry, mask=some, other=0).to(tl.int64)
-    entry = table_row + (n // PAGE_SIZE).to(tl.int64) * stride_tp
-    return tl.load(entry, mask=needed, other=0).to(tl.int64)
+    else:
+        mask = needed
+        entry = table_row + (n // PAGE_SIZE).to(tl.int64) * stride_tp
+    return tl.load(entry, mask=mask, other=0).to(tl.int64)
 
 
 @triton.jit
@@ -42,9 +43,10 @@ def load_tile(rows, needed, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.co
     d = FIRST + tl.arange(0, WIDTH)
     # [BLOCK_N, WIDTH]
     pointers = rows[:, None] + d[None, :]
-    if FIRST + WIDTH <= DIM:
-        return tl.load(pointers, mask=needed[:, None], other=0.0)
-    return tl.load(pointers, mask=needed[:, None] & (d < DIM)[None, :], other=0.0)
+    mask = needed[:, None]
+    if FIRST + WIDTH > DIM:
+        mask = mask & (d < DIM)[None, :]
+    return tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -65,7 +67,7 @@ def from_e4m3(x, dtype: tl.constexpr):
         bits = x.to(tl.uint16)
         magnitude = ((bits & 0x7F) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
         magnitude = tl.where((bits & 0x7F) == 0x7F, float("nan"), magnitude)
-        return tl.where((bits & 0x80) == 0, magnitude, -magnitude).to(dtype)
+        x = tl.where((bits & 0x80) == 0, magnitude, -magnitude)
     return x.to(dtype)
 
 
@@ -88,7 +90,7 @@ def dequantize(
         mask = needed[:, None] & (d < DIM)[None, :]
         # [BLOCK_N, WIDTH]
         scale = tl.load(scale_rows[:, None] + block[None, :] * stride_block, mask=mask, other=0.0)
-        return (from_e4m3(x, tl.float32) * scale).to(dtype)
+        x = from_e4m3(x, tl.float32) * scale
     return from_e4m3(x, dtype)
 
 

@@ -90,7 +90,6 @@ def first_work(
     heads,
     query_len,
     window_left,
-    num_splits,
     launched,
     BALANCED: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -121,14 +120,16 @@ def first_work(
             BLOCK_N,
             SEQUENCES,
         )
-        return t, stop, b, base
-    item = program // launched
-    b = item // heads
-    length = tl.load(cache_seqlens + b.to(tl.int64) * stride_length)
-    _, _, count = tile_range(length, query_len, window_left, BLOCK_N)
-    part = tl.cdiv(count, num_splits)
-    t = (program % launched) * part
-    return t, tl.minimum(t + part, count), b, item % heads
+    else:
+        item = program // launched
+        b = item // heads
+        base = item % heads
+        length = tl.load(cache_seqlens + b.to(tl.int64) * stride_length)
+        _, _, count = tile_range(length, query_len, window_left, BLOCK_N)
+        part = tl.cdiv(count, launched)
+        t = (program % launched) * part
+        stop = tl.minimum(t + part, count)
+    return t, stop, b, base
 
 
 @triton.jit
@@ -184,7 +185,6 @@ def combine_kernel(
     batch,
     query_len,
     window_left,
-    num_splits,
     launched,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -220,7 +220,7 @@ def combine_kernel(
         parts = (begin + count - 1) // chunk - first + 1
     else:
         first = item * launched
-        parts = tl.cdiv(count, tl.cdiv(count, num_splits))
+        parts = tl.cdiv(count, tl.cdiv(count, launched))
     if parts == 1:
         return
     m = tl.full([ROWS], float("-inf"), tl.float32)
@@ -295,13 +295,14 @@ class Splits:
             self.launched = min(programs, max(self.items * tiles, 1))
             self.grid, slots = (self.launched,), 2 * self.launched
         else:
+            # No item has more tiles, and with as many parts as tiles or more a part is one tile.
             self.launched = min(num_splits, tiles)
             self.grid = (self.items * self.launched,)
             slots = self.items * self.launched if self.launched > 1 else 0
         self.partial_out = q.new_empty(slots, config.block_m, width, dtype=torch.float32)
         self.partial_sums = q.new_empty(slots, 2, config.block_m, dtype=torch.float32)
         self.lengths = (cache_seqlens, cache_seqlens.stride(0), batch, query_len, window_left)
-        self.cuts = (num_splits, self.launched)
+        self.lengths += (self.launched,)
         self.constants = {
             "KV_HEADS": kv_heads,
             "GROUP": self.group,
@@ -328,7 +329,6 @@ class Splits:
             out,
             lse,
             *self.lengths,
-            *self.cuts,
             ROWS=rows,
             VALUE_DIM=value_dim,
             BLOCK_D=block_d,
