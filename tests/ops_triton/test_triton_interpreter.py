@@ -8,7 +8,7 @@ import triton.language as tl
 
 import ridgeline
 from ridgeline.ops.common import device
-from ridgeline.ops.common.triton import INTERPRETED
+from ridgeline.ops.common.triton import INTERPRETED, from_e4m3
 from ridgeline.testing import paged_case, run, tied_case
 
 
@@ -36,6 +36,22 @@ def error_of_product(dtype: torch.dtype) -> float:
 def test_products(dtype: torch.dtype, exact: bool) -> None:
     """bfloat16 matrices are multiplied wrongly. If this fails, let bfloat16 cases in."""
     assert (error_of_product(dtype) < 1e-4) is exact
+
+
+@triton.jit
+def decode_bytes(x, out):
+    i = tl.arange(0, 256)
+    tl.store(out + i, from_e4m3(tl.load(x + i), tl.float32))
+
+
+def test_e4m3_by_bits() -> None:
+    """For devices without the conversion: every byte."""
+    x = torch.arange(256).to(torch.uint8)
+    out = torch.empty(256)
+    decode_bytes[(1,)](x, out)
+    torch.testing.assert_close(
+        out, x.view(torch.float8_e4m3fn).float(), rtol=0, atol=0, equal_nan=True
+    )
 
 
 @triton.jit

@@ -177,7 +177,7 @@ def _paged(
     q = torch.empty(lengths.shape[0], query_len, heads, dim, dtype=BF16)
     cache = torch.empty(4, page_size, kv_heads, dim, dtype=cache_dtype)
     scale = torch.ones(kv_heads) if cache_dtype == FP8 else None
-    config = replace(paged.config_for(q, cache, dim), prefetch=prefetch)
+    config = replace(paged.config_for(q, cache, dim, scale, scale), prefetch=prefetch)
     options = (dim**-0.5, True, window, -1, softcap, scale, scale, 4 if softcap else 0)
     out, lse = torch.empty_like(q), torch.empty(q.shape[:3])
     paged.paged_decode(q, cache, cache, table, lengths, *options, out, lse, config=config)
@@ -200,7 +200,7 @@ def _tied(
     cache = torch.empty(4, page_size, state_heads, state, dtype=cache_dtype)
     rope_cache = torch.empty(4, page_size, rope, dtype=BF16)
     scale = torch.ones(4, page_size, state_heads, state // 128) if cache_dtype == FP8 else None
-    config = replace(tied.config_for(q_nope, q_rope, cache), prefetch=prefetch)
+    config = replace(tied.config_for(q_nope, q_rope, cache, scale), prefetch=prefetch)
     out, lse = torch.empty(*q.shape[:3], state, dtype=BF16), torch.empty(q.shape[:3])
     inputs = (q_nope, q_rope, cache, rope_cache, table, lengths)
     tied.tied_decode(*inputs, 192**-0.5, True, scale, 0, out, lse, config=config)

@@ -118,7 +118,18 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def decode_config(arch: int, rows: int, loaded: int, accumulated: int, dtype: str) -> DecodeConfig:
+def scale_bytes(scale: Tensor | None, dim: int) -> int:
+    """Bytes of FP8 scales that a kernel loads a token: one a block, or one an element."""
+    if scale is None or scale.dim() < 2:
+        return 0
+    blocks = scale.shape[3]
+    whole = pieces(dim) == (dim, 0) and next_power_of_2(blocks) == blocks
+    return 4 * (blocks if whole else sum(pieces(dim)))
+
+
+def decode_config(
+    arch: int, rows: int, loaded: int, accumulated: int, dtype: str, scales: int = 0
+) -> DecodeConfig:
     """The tiling of a decode kernel.
 
     Nothing here is measured yet: the sizes are predictions from shared memory and registers, and
@@ -129,9 +140,10 @@ def decode_config(arch: int, rows: int, loaded: int, accumulated: int, dtype: st
         rows: query rows of one cached head, ``L_q * h_q / h_kv``.
         loaded: elements of a cached token that one program loads.
         accumulated: columns of the output.
-        dtype: of the caches: "bfloat16", "float16", "float32" or "float8_e4m3fn".
+        dtype: of the caches: "bfloat16", "float16", "float32" or "float8_e4m3".
+        scales: bytes of scales that are loaded a token, beside the elements.
     """
-    itemsize = {"float32": 4, "float8_e4m3fn": 1}.get(dtype, 2)
+    itemsize = {"float32": 4, "float8_e4m3": 1}.get(dtype, 2)
     most = 16 if accumulated > 512 or (itemsize == 4 and accumulated > 128) else 64
     block_m = min(most, max(16, next_power_of_2(rows)))
     # An accumulator of more than 64 registers a thread in four warps is spread over eight.
@@ -141,10 +153,10 @@ def decode_config(arch: int, rows: int, loaded: int, accumulated: int, dtype: st
     if arch >= 100 and block_m == 64:
         fixed += 104 << 10  # tensor memory's accumulators pass through shared memory
     buffers = 3 if 90 <= arch < 100 else 2
+    token = loaded * itemsize + scales
     block_n = 128 if itemsize < 4 else 32
     while block_n > 16 and (
-        block_n * loaded * itemsize > 40 << 10
-        or buffers * block_n * loaded * itemsize + fixed > limit
+        block_n * token > 40 << 10 or buffers * block_n * token + fixed > limit
     ):
         block_n //= 2
     # The block table is loaded as far ahead of a tile as the tile of its use.
@@ -183,6 +195,10 @@ def scale_arguments(scale: Tensor | None) -> tuple[Tensor | None, tuple[int, ...
     return scale, scale.stride(), scale.shape[3]
 
 
+def is_fp8(cache: Tensor) -> bool:
+    return cache.dtype == check.FP8
+
+
 def readable(cache: Tensor) -> Tensor:
     """The cache as the device can load it: FP8 as bytes where there is no conversion."""
-    return cache.view(torch.uint8) if cache.dtype == check.FP8 and arch(cache) < FP8_ARCH else cache
+    return cache.view(torch.uint8) if is_fp8(cache) and arch(cache) < FP8_ARCH else cache

@@ -84,7 +84,14 @@ def dequantize(
     BLOCKS: tl.constexpr,
 ):
     """A tile in the queries' ``dtype``; ``BLOCKS`` scales a token at ``scale_rows``, 0 for none."""
-    if BLOCKS > 0:
+    if BLOCKS > 0 and WIDTH == DIM and triton.next_power_of_2(BLOCKS) == BLOCKS:
+        block = tl.arange(0, BLOCKS).to(tl.int64)
+        # [BLOCK_N, BLOCKS]
+        pointers = scale_rows[:, None] + block[None, :] * stride_block
+        scale = tl.load(pointers, mask=needed[:, None], other=0.0)
+        scale = tl.broadcast_to(scale[:, :, None], [x.shape[0], BLOCKS, WIDTH // BLOCKS])
+        x = from_e4m3(x, tl.float32) * tl.reshape(scale, [x.shape[0], WIDTH])
+    elif BLOCKS > 0:
         d = FIRST + tl.arange(0, WIDTH)
         block = (d // (DIM // BLOCKS)).to(tl.int64)
         mask = needed[:, None] & (d < DIM)[None, :]

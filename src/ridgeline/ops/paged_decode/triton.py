@@ -214,13 +214,20 @@ def paged_decode_kernel(
         t += end - begin
 
 
-def config_for(q: Tensor, k_cache: Tensor, value_dim: int) -> DecodeConfig:
+def config_for(
+    q: Tensor,
+    k_cache: Tensor,
+    value_dim: int,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> DecodeConfig:
     """The tiling of a call: it depends on the call's shapes and device, never on lengths."""
     _, query_len, heads, dim = q.shape
     rows = query_len * heads // k_cache.shape[2]
     name = str(k_cache.dtype).removeprefix("torch.").removesuffix("fn")
     k, v = sum(device.pieces(dim)), sum(device.pieces(value_dim))
-    return device.decode_config(device.arch(q), rows, k + v, v, name)
+    scales = device.scale_bytes(k_scale, dim) + device.scale_bytes(v_scale, value_dim)
+    return device.decode_config(device.arch(q), rows, k + v, v, name, scales)
 
 
 def paged_decode(
@@ -259,7 +266,7 @@ def paged_decode(
     # A side of the window that bounds no query's view is dropped.
     window_left = -1 if window_left >= capacity else window_left
     window_right = -1 if causal or window_right >= query_len - 1 else window_right
-    config = config or config_for(q, k_cache, value_dim)
+    config = config or config_for(q, k_cache, value_dim, k_scale, v_scale)
     (k0, k1), (v0, v1) = device.pieces(dim), device.pieces(value_dim)
     splits = Splits(q, k_cache, cache_seqlens, capacity, window_left, num_splits, v0 + v1, config)
     k_scale, k_scale_strides, k_blocks = device.scale_arguments(k_scale)

@@ -209,14 +209,19 @@ def tied_decode_kernel(
         t += end - begin
 
 
-def config_for(q_nope: Tensor, q_rope: Tensor, state_cache: Tensor) -> DecodeConfig:
+def config_for(
+    q_nope: Tensor, q_rope: Tensor, state_cache: Tensor, state_scale: Tensor | None = None
+) -> DecodeConfig:
     """The tiling of a call: it depends on the call's shapes and device, never on lengths."""
     _, query_len, heads, nope_dim = q_nope.shape
     rows = query_len * heads // state_cache.shape[2]
     name = str(state_cache.dtype).removeprefix("torch.").removesuffix("fn")
     state = sum(device.tied_pieces(nope_dim, state_cache.shape[3]))
     rope = sum(device.pieces(q_rope.shape[3])) if q_rope.shape[3] else 0
-    return device.decode_config(device.arch(q_nope), rows, state + rope, state, name)
+    scales = device.scale_bytes(state_scale, state_cache.shape[3])
+    if device.is_fp8(state_cache):
+        scales += rope * (q_rope.element_size() - 1)  # which is as wide as the queries
+    return device.decode_config(device.arch(q_nope), rows, state + rope, state, name, scales)
 
 
 def tied_decode(
@@ -246,7 +251,7 @@ def tied_decode(
     )
     if batch == 0:
         return
-    config = config or config_for(q_nope, q_rope, state_cache)
+    config = config or config_for(q_nope, q_rope, state_cache, state_scale)
     s0, s1 = device.tied_pieces(nope_dim, state_dim)
     r0, r1 = device.pieces(rope_dim) if rope_dim else (0, 0)
     splits = Splits(q_nope, state_cache, cache_seqlens, capacity, -1, num_splits, s0 + s1, config)
