@@ -4,12 +4,13 @@ import pytest
 import torch
 from triton_cases import DTYPES, HALF, MAKERS, small
 
+from ridgeline.ops.common.triton import INTERPRETED
 from ridgeline.testing import assert_matches, merge_case, paged_case, poisoned, run
 from ridgeline.testing.poison import ENTRIES, VALUES
 from ridgeline.testing.run import triton_implementations
 from ridgeline.testing.suite import cases
 
-CASES = 16  # of each operation
+CASES = 12  # of each operation
 
 
 def equal(a, b) -> bool:
@@ -26,7 +27,7 @@ def test_any_shape(make, seed: int) -> None:
     assert_matches(case, *run(case, triton_implementations()[seed // 4 % 2]))
 
 
-@pytest.mark.parametrize("seed", range(45))
+@pytest.mark.parametrize("seed", range(24))
 def test_merge(seed: int) -> None:
     case = merge_case(seed, dtype=(HALF, torch.float32, torch.bfloat16)[seed % 3])
     assert_matches(case, *run(case, "triton"))
@@ -59,9 +60,8 @@ def test_prefetch_changes_no_bit(make) -> None:
     assert equal(run(case, "triton-16", prefetch=2), off)
 
 
-@pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("op", ["paged_decode", "tied_decode"])
-def test_the_suite(op, part: int) -> None:
-    """FP8 caches with every kind of scale, windows, soft caps and far offsets among it."""
-    for case in cases(op, fp8=True, half=HALF)[part::4]:
+def test_the_suite(op) -> None:
+    """A third of it, which is what the interpreter has time for; all of it on a GPU."""
+    for case in cases(op, fp8=True, half=HALF)[:: 3 if INTERPRETED else 1]:
         assert_matches(case, *run(case, "triton-16"))
