@@ -1,0 +1,93 @@
+"""What the Triton kernels of ``attention`` support and how they are tiled; no Triton needed."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from ridgeline.ops.common import device
+
+MAX_DIM = 256
+Pass = Literal["forward", "dkdv", "dq"]
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """The tiling of one kernel."""
+
+    block_m: int  # query rows of a tile: pairs of a query and a head of the kv head's group
+    block_n: int  # keys of a tile
+    num_warps: int
+    num_stages: int
+
+
+def unsupported(q: Tensor, k: Tensor, v: Tensor, interpret: bool) -> str | None:
+    """Why the Triton kernels cannot run the call, or ``None``.
+
+    ``interpret``: whether tensors on the CPU may go to Triton's interpreter where it is active.
+    """
+    for name, x in (("q", q), ("v", v)):
+        if x.shape[-1] > MAX_DIM:
+            return f"head dims are 1 to {MAX_DIM}, got {x.shape[-1]} for {name}"
+    return device.unsupported(q, k, (MAX_DIM,), interpret)
+
+
+def config_for(q: Tensor, k: Tensor, v: Tensor, kernel: Pass) -> AttentionConfig:
+    """The tiling of a call, from shapes and device alone."""
+    if device.interpreting():
+        return INTERPRETED
+    dtype = str(q.dtype).removeprefix("torch.")
+    config = tiling(device.arch(q), q.shape[-1], v.shape[-1], dtype, kernel)
+    return fit_rows(config, q.shape[-3] * (q.shape[-2] // k.shape[-2]))
+
+
+def fit_rows(config: AttentionConfig, rows: int) -> AttentionConfig:
+    """A tile no taller than the ``rows`` there can be, and no more warps than have 16 of them."""
+    block_m = min(config.block_m, max(16, device.next_power_of_2(rows)))
+    return replace(config, block_m=block_m, num_warps=min(config.num_warps, max(4, block_m // 16)))
+
+
+def tiling(arch: int, dim: int, value_dim: int, dtype: str, kernel: Pass) -> AttentionConfig:
+    """The tiling of a kernel.
+
+    Nothing here is measured yet: the sizes are predictions from registers (an accumulator of 64
+    KiB is 64 registers a thread in eight warps) and shared memory (160 KiB on compute capability
+    8.0, 96 on 8.6 and 8.9, 224 from 9.0).
+
+    Args:
+        arch: compute capability, 90 for 9.0.
+        dim, value_dim: head dims of the queries and the values.
+        dtype: "bfloat16", "float16" or "float32".
+        kernel: "forward", "dkdv" or "dq".
+    """
+    width = max(sum(device.pieces(dim)), sum(device.pieces(value_dim)))
+    if dtype == "float32":
+        # Without tensor cores: the products are bound by registers, so tiles stay small.
+        return AttentionConfig(32, 32 if width <= 128 else 16, 4, 1)
+    roomy = arch in (80, 90) or 100 <= arch < 120  # data-centre parts
+    match kernel:
+        case "forward" if width <= 64:
+            return AttentionConfig(128, 128 if roomy else 64, 4, 3)
+        case "forward" if width <= 128:
+            return AttentionConfig(128, 128 if arch >= 90 and roomy else 64, 8, 2)
+        case "forward":
+            # Q takes 64 KiB, a stage of K and V another 64 with 64 keys.
+            return AttentionConfig(128 if roomy else 64, 64 if arch >= 90 and roomy else 32, 8, 2)
+        case "dkdv" if width <= 64:
+            return AttentionConfig(64, 128, 8, 2)
+        case "dkdv" if width <= 128:
+            # dK and dV of 128 keys are 128 KiB of registers, half of all there are.
+            return AttentionConfig(64 if roomy else 32, 128 if roomy else 64, 8, 2)
+        case "dkdv":
+            return AttentionConfig(32, 64 if roomy else 32, 8, 1)
+        case "dq" if width <= 64:
+            return AttentionConfig(128, 64, 8, 2)
+        case "dq" if width <= 128:
+            return AttentionConfig(128 if roomy else 64, 64 if roomy else 32, 8, 2)
+        case "dq":
+            return AttentionConfig(64, 32, 8, 1)
+    raise ValueError(f"kernel: expected forward, dkdv or dq, got {kernel!r}")
+
+
+# In the interpreter: small, so that the sequences of tests have several tiles.
+INTERPRETED = AttentionConfig(block_m=32, block_n=32, num_warps=4, num_stages=1)

@@ -1,0 +1,300 @@
+"""What the kernels of ``attention`` share: finding a tile's sequence, loads, visibility, bounds.
+
+Query row r of a sequence is its query ``r // GROUP`` and head ``r % GROUP`` of a kv head's group.
+Positions are bottom-right aligned. Which queries see key n is one interval of positions:
+
+    ``n - right <= p < min(n + left + 1, subtree_end[n])``
+
+where causal, and subtrees, make ``right`` 0. A side that is not bounded drops out at compile time
+(``LEFT``, ``RIGHT``, ``TREE``).
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ridgeline.ops.common.triton import LOG2_E, tanh
+
+SEQUENCES = 128  # whose starts are read at a time
+FAR = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def find_tile(
+    t,
+    cu_seqlens,
+    stride_cu,
+    batch,
+    length,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PACKED: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+):
+    """Sequence b and block of tile t, b's first token and length; ``ROWS`` rows a token.
+
+    Packed, the tiles of b start at ``cu_seqlens[b] * ROWS // BLOCK + b``: room for all of them
+    and at most one more, whatever the lengths, so that a grid needs no length.
+    """
+    if PACKED:
+        b = 0
+        for i in range(0, batch, SEQUENCES):
+            s = i + tl.arange(0, SEQUENCES)
+            start = tl.load(cu_seqlens + s.to(tl.int64) * stride_cu, mask=s < batch, other=0)
+            start = start.to(tl.int64) * ROWS // BLOCK + s
+            b += tl.sum(((s < batch) & (start <= t)).to(tl.int32), 0)
+        b -= 1
+        start, length = find_sequence(b, cu_seqlens, stride_cu, length, PACKED)
+        block = (t - (start * ROWS // BLOCK + b)).to(tl.int32)
+    else:
+        blocks = tl.cdiv(length * ROWS, BLOCK)
+        b = t // blocks
+        block = t % blocks
+        start, length = find_sequence(b, cu_seqlens, stride_cu, length, PACKED)
+    return b, block, start, length
+
+
+@triton.jit
+def find_sequence(b, cu_seqlens, stride_cu, length, PACKED: tl.constexpr):
+    """First token, 64 bits wide, and length of sequence b."""
+    if PACKED:
+        at = cu_seqlens + b.to(tl.int64) * stride_cu
+        start = tl.load(at).to(tl.int64)
+        return start, (tl.load(at + stride_cu) - start).to(tl.int32)
+    return (b * 0).to(tl.int64), length
+
+
+@triton.jit
+def first_tile(b, start, length, BLOCK: tl.constexpr, PACKED: tl.constexpr):
+    """The tile of keys, counted as in ``find_tile``, that is the first of sequence b."""
+    if PACKED:
+        return start // BLOCK + b
+    return b.to(tl.int64) * tl.cdiv(length, BLOCK)
+
+
+@triton.jit
+def row_offsets(row, b, start, head, stride_b, stride_l, stride_h, GROUP: tl.constexpr):
+    """Offsets of query rows, 64 bits wide."""
+    at = b.to(tl.int64) * stride_b + (start + row // GROUP) * stride_l
+    return at + (head * GROUP + row % GROUP) * stride_h
+
+
+@triton.jit
+def output_rows(
+    row,
+    b,
+    start,
+    head,
+    query_len,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    PACKED: tl.constexpr,
+):
+    """Query rows of a contiguous ``[B, L, h_q]`` or ``[total, h_q]``."""
+    token = start + row // GROUP
+    if not PACKED:
+        token += b.to(tl.int64) * query_len
+    return token * (KV_HEADS * GROUP) + head * GROUP + row % GROUP
+
+
+@triton.jit
+def load_columns(
+    rows,
+    needed,
+    FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    MASKED: tl.constexpr = True,
+):
+    """Columns ``FIRST : FIRST + WIDTH`` of ``rows``; 0 past DIM and, if MASKED, where not needed.
+
+    Rows that nobody sees are not read: what they hold may be NaN, and 0 times NaN is NaN.
+    """
+    d = FIRST + tl.arange(0, WIDTH)
+    pointers = rows[:, None] + d[None, :]
+    if FIRST + WIDTH > DIM:
+        if MASKED:
+            return tl.load(pointers, mask=needed[:, None] & (d < DIM)[None, :], other=0.0)
+        return tl.load(pointers, mask=(d < DIM)[None, :], other=0.0)
+    if MASKED:
+        return tl.load(pointers, mask=needed[:, None], other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def key_interval(
+    n,
+    key_len,
+    ends,
+    stride_end,
+    left,
+    right,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    TREE: tl.constexpr,
+):
+    """Positions ``[low, high)`` of the queries that see each of the keys n, any tensor of them."""
+    low = tl.where(n < key_len, n - right if RIGHT else -FAR, FAR)
+    high = n + left + 1 if LEFT else n * 0 + FAR
+    if TREE:
+        end = tl.load(ends + n.to(tl.int64) * stride_end, mask=n < key_len, other=0)
+        high = tl.minimum(high, end)
+    return low, high
+
+
+@triton.jit
+def key_range(
+    first,
+    last,
+    key_len,
+    left,
+    right,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Tiles ``[begin, end)`` of keys that positions ``first`` to ``last`` may see, subtrees aside.
+
+    Those in ``[full_begin, full_end)`` every position sees whole.
+    """
+    begin = tl.maximum(first - left, 0) // BLOCK_N if LEFT else 0
+    stop = tl.minimum(last + right + 1, key_len) if RIGHT else key_len
+    end = tl.cdiv(tl.maximum(stop, 0), BLOCK_N)
+    full_begin = tl.cdiv(tl.maximum(last - left, 0), BLOCK_N) if LEFT else 0
+    full_stop = tl.minimum(first + right + 1, key_len) if RIGHT else key_len
+    full_end = tl.maximum(full_stop, 0) // BLOCK_N
+    end = tl.maximum(begin, end)
+    full_begin = tl.minimum(tl.maximum(begin, full_begin), end)
+    full_end = tl.minimum(tl.maximum(full_begin, full_end), end)
+    return begin, full_begin, full_end, end
+
+
+@triton.jit
+def logits(x, scale, softcap, SOFTCAP: tl.constexpr, SCALED: tl.constexpr):
+    """Products ``q · k`` as what ``factor`` times is a score in base 2.
+
+    Not SCALED, that is the product itself, and the factor joins the exponent's subtraction in one
+    instruction; it has to be positive, so that the largest product is the largest score.
+    """
+    if SOFTCAP:
+        return tanh(x * (scale / softcap)) * (softcap * LOG2_E)
+    if SCALED:
+        return x * (scale * LOG2_E)
+    return x
+
+
+@triton.jit
+def ends_kernel(
+    subtree_end,
+    extents,
+    cu_k,
+    stride_cuk,
+    batch,
+    key_len,
+    tiles,
+    stride_eb,
+    stride_el,
+    BLOCK_N: tl.constexpr,
+    PACKED: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+):
+    """Least and largest ``subtree_end`` of each tile of keys: ``extents [2, tiles]``."""
+    t = tl.program_id(0)
+    b, block, start, length = find_tile(
+        t, cu_k, stride_cuk, batch, key_len, 1, BLOCK_N, PACKED, SEQUENCES
+    )
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = subtree_end + b.to(tl.int64) * stride_eb + (start + n) * stride_el
+    tl.store(extents + t, tl.min(tl.load(rows, mask=n < length, other=FAR), 0))
+    tl.store(extents + tiles + t, tl.max(tl.load(rows, mask=n < length, other=0), 0))
+
+
+class Problem:
+    """A call's layout and options as the kernels take them; allocations depend on shapes alone."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor | None,
+        cu_seqlens_k: Tensor | None,
+        subtree_end: Tensor | None,
+        softmax_scale: float,
+        causal: bool,
+        window_left: int,
+        window_right: int,
+        softcap: float,
+    ) -> None:
+        packed = cu_seqlens_q is not None
+        self.q, self.k, self.v = q, k, v
+        self.batch = cu_seqlens_q.shape[0] - 1 if packed else q.shape[0]
+        self.query_len, self.key_len = q.shape[-3], k.shape[-3]  # packed: of all
+        self.packed, self.cu_q, self.cu_k = packed, cu_seqlens_q, cu_seqlens_k
+        self.subtree_end = subtree_end
+        self.kv_heads, self.group = k.shape[-2], q.shape[-2] // k.shape[-2]
+        tree = subtree_end is not None
+        # A side of the window that bounds no query's view is dropped: 32 bits hold the sums.
+        left = -1 if window_left >= self.key_len else window_left
+        right = 0 if causal or tree else window_right
+        right = -1 if right >= self.query_len - 1 else right
+        # See ``logits``. A scale that small would leave the normal range as a factor.
+        scaled = softcap > 0 or not softmax_scale > 1e-30
+        self.factor = 1.0 if scaled else softmax_scale * LOG2_E.value
+        self.options = (self.factor, softmax_scale, softcap, left, right)
+        self.layout = (
+            cu_seqlens_q,
+            cu_seqlens_k,
+            cu_seqlens_q.stride(0) if packed else 0,
+            cu_seqlens_k.stride(0) if packed else 0,
+            self.batch,
+            self.query_len,
+            self.key_len,
+        )
+        self.constants = {
+            "KV_HEADS": self.kv_heads,
+            "GROUP": self.group,
+            "DIM": q.shape[-1],
+            "VALUE_DIM": v.shape[-1],
+            "PACKED": packed,
+            "LEFT": left >= 0,
+            "RIGHT": right >= 0,
+            "TREE": tree,
+            "SOFTCAP": softcap > 0,
+            "SCALED": scaled,
+            "SEQUENCES": SEQUENCES,
+        }
+
+    def tiles(self, length: int, block: int) -> int:
+        """Tiles of ``length`` rows a sequence, or of all if packed; see ``find_tile``."""
+        if self.packed:
+            return length // block + self.batch
+        return -(-length // block) * self.batch
+
+    def extents(self, block_n: int) -> tuple[Tensor | None, Tensor | None, int, int, int]:
+        """``subtree_end``, its least and largest value a tile of keys, tiles, its strides."""
+        tiles = self.tiles(self.key_len, block_n)
+        if self.subtree_end is None:
+            return None, None, tiles, 0, 0
+        strides = self.strides(self.subtree_end, 1)
+        extents = self.subtree_end.new_empty(2, tiles)
+        if tiles:
+            ends_kernel[(tiles,)](
+                self.subtree_end,
+                extents,
+                self.cu_k,
+                self.layout[3],
+                self.batch,
+                self.key_len,
+                tiles,
+                *strides,
+                BLOCK_N=block_n,
+                PACKED=self.packed,
+                SEQUENCES=SEQUENCES,
+                num_warps=1,
+            )
+        return self.subtree_end, extents, tiles, *strides
+
+    def strides(self, x: Tensor, dims: int = 2) -> tuple[int, ...]:
+        """Of sequence, token and head of ``x [B, L, h, ...]`` or ``[total, h, ...]``."""
+        return (0,) * self.packed + x.stride()[: dims + 1 - self.packed]
