@@ -170,6 +170,29 @@ def key_range(
 
 
 @triton.jit
+def row_range(low, high, real, len_q, len_k, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Tiles ``[begin, end)`` of query rows that see one of the ``real`` keys, given intervals.
+
+    Those in ``[full_begin, full_end)`` see all of them.
+    """
+    offset = len_k - len_q
+    begin = tl.min(tl.where(real, low, FAR), 0)
+    stop = tl.max(tl.where(real, high, -FAR), 0)
+    full_begin = tl.max(tl.where(real, low, -FAR), 0)
+    full_stop = tl.min(tl.where(real, high, FAR), 0)
+    # Within the positions that there are, so that 32 bits hold the differences.
+    begin = tl.minimum(tl.maximum(begin, offset), len_k) - offset
+    stop = tl.minimum(tl.maximum(stop, offset), len_k) - offset
+    full_begin = tl.minimum(tl.maximum(full_begin, offset), len_k) - offset
+    full_stop = tl.minimum(tl.maximum(full_stop, offset), len_k) - offset
+    begin = begin * GROUP // BLOCK_M
+    end = tl.maximum(begin, tl.cdiv(stop * GROUP, BLOCK_M))
+    full_begin = tl.minimum(tl.cdiv(full_begin * GROUP, BLOCK_M), end)
+    full_end = tl.minimum(tl.maximum(full_begin, full_stop * GROUP // BLOCK_M), end)
+    return begin, full_begin, full_end, end
+
+
+@triton.jit
 def logits(x, scale, softcap, SOFTCAP: tl.constexpr, SCALED: tl.constexpr):
     """Products ``q · k`` as what ``factor`` times is a score in base 2.
 
@@ -181,6 +204,15 @@ def logits(x, scale, softcap, SOFTCAP: tl.constexpr, SCALED: tl.constexpr):
     if SCALED:
         return x * (scale * LOG2_E)
     return x
+
+
+@triton.jit
+def slope_of(x, softcap, SOFTCAP: tl.constexpr):
+    """The slope of the soft cap where ``logits`` gave x."""
+    if SOFTCAP:
+        t = x / (softcap * LOG2_E)
+        return 1.0 - t * t
+    return 1.0
 
 
 @triton.jit
@@ -274,13 +306,13 @@ class Problem:
     def extents(self, block_n: int) -> tuple[Tensor | None, Tensor | None, int, int, int]:
         """``subtree_end``, its least and largest value a tile of keys, tiles, its strides."""
         tiles = self.tiles(self.key_len, block_n)
-        if self.subtree_end is None:
-            return None, None, tiles, 0, 0
-        strides = self.strides(self.subtree_end, 1)
-        extents = self.subtree_end.new_empty(2, tiles)
+        ends, *strides = self.ends()
+        if ends is None:
+            return None, None, tiles, *strides
+        extents = ends.new_empty(2, tiles)
         if tiles:
             ends_kernel[(tiles,)](
-                self.subtree_end,
+                ends,
                 extents,
                 self.cu_k,
                 self.layout[3],
@@ -293,7 +325,13 @@ class Problem:
                 SEQUENCES=SEQUENCES,
                 num_warps=1,
             )
-        return self.subtree_end, extents, tiles, *strides
+        return ends, extents, tiles, *strides
+
+    def ends(self) -> tuple[Tensor | None, int, int]:
+        """``subtree_end`` and its strides."""
+        if self.subtree_end is None:
+            return None, 0, 0
+        return self.subtree_end, *self.strides(self.subtree_end, 1)
 
     def strides(self, x: Tensor, dims: int = 2) -> tuple[int, ...]:
         """Of sequence, token and head of ``x [B, L, h, ...]`` or ``[total, h, ...]``."""
