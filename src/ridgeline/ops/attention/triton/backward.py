@@ -19,10 +19,12 @@ from ridgeline.ops.attention.triton.tiles import (
     key_range,
     load_columns,
     logits,
+    nth_tile,
     output_rows,
     row_offsets,
     row_range,
     slope_of,
+    tiles_of,
 )
 from ridgeline.ops.common.device import next_power_of_2, pieces
 from ridgeline.ops.common.triton import LOG2_E, dot, store_columns
@@ -166,17 +168,11 @@ def dkdv_kernel(
         ends += b.to(tl.int64) * stride_eb + start_k * stride_el
     low, high = key_interval(n, len_k, ends, stride_el, left, right, LEFT, RIGHT, TREE)
     begin, full_begin, full_end, end = row_range(low, high, real, len_q, len_k, GROUP, BLOCK_M)
-    for phase in tl.static_range(3):
-        # Rows of which some see all keys, all see all keys, and the rest.
-        if phase == 0:
-            tile_begin, tile_end = begin, full_begin
-        elif phase == 1:
-            tile_begin, tile_end = full_begin, full_end
-        else:
-            tile_begin, tile_end = full_end, end
-        for tile in range(tile_begin, tile_end):
+    for masked in tl.static_range(2):
+        count, start, jump, gap = tiles_of(begin, full_begin, full_end, end, masked == 1)
+        for i in range(count):
             dk0, dk1, dv0, dv1 = dkdv_step(
-                tile,
+                nth_tile(i, start, jump, gap),
                 k0,
                 k1,
                 v0,
@@ -213,7 +209,7 @@ def dkdv_kernel(
                 V1,
                 SOFTCAP,
                 SCALED,
-                phase != 1,
+                masked == 1,
                 BLOCK_M,
             )
     at = output_rows(n, b, start_k, head, key_len, KV_HEADS, 1, PACKED)
@@ -422,55 +418,49 @@ def dq_kernel(
     begin, full_begin, full_end, end = key_range(
         first, last, len_k, left, right, LEFT, RIGHT, BLOCK_N
     )
-    for phase in tl.static_range(3):
-        if phase == 0:
-            tile_begin, tile_end = begin, full_begin
-        elif phase == 1:
-            tile_begin, tile_end = full_begin, full_end
-        else:
-            tile_begin, tile_end = full_end, end
-        if LEFT or phase > 0:
-            for tile in range(tile_begin, tile_end):
-                dq0, dq1 = dq_step(
-                    tile,
-                    q0,
-                    q1,
-                    d0,
-                    d1,
-                    dq0,
-                    dq1,
-                    row_delta,
-                    row_shift,
-                    position,
-                    first,
-                    last,
-                    k_rows,
-                    v_rows,
-                    ends,
-                    most,
-                    len_k,
-                    stride_kl,
-                    stride_vl,
-                    stride_el,
-                    factor,
-                    scale,
-                    softcap,
-                    left,
-                    right,
-                    DIM,
-                    VALUE_DIM,
-                    K0,
-                    K1,
-                    V0,
-                    V1,
-                    LEFT,
-                    RIGHT,
-                    TREE,
-                    SOFTCAP,
-                    SCALED,
-                    phase != 1,
-                    BLOCK_N,
-                )
+    for masked in tl.static_range(2):
+        count, start, jump, gap = tiles_of(begin, full_begin, full_end, end, masked == 1)
+        for i in range(count):
+            dq0, dq1 = dq_step(
+                nth_tile(i, start, jump, gap),
+                q0,
+                q1,
+                d0,
+                d1,
+                dq0,
+                dq1,
+                row_delta,
+                row_shift,
+                position,
+                first,
+                last,
+                k_rows,
+                v_rows,
+                ends,
+                most,
+                len_k,
+                stride_kl,
+                stride_vl,
+                stride_el,
+                factor,
+                scale,
+                softcap,
+                left,
+                right,
+                DIM,
+                VALUE_DIM,
+                K0,
+                K1,
+                V0,
+                V1,
+                LEFT,
+                RIGHT,
+                TREE,
+                SOFTCAP,
+                SCALED,
+                masked == 1,
+                BLOCK_N,
+            )
     store_columns(dq + at * DIM, dq0 * scale, real, 0, K0, DIM)
     if K1 > 0:
         store_columns(dq + at * DIM, dq1 * scale, real, K0, K1, DIM)

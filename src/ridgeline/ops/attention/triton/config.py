@@ -38,12 +38,14 @@ def config_for(q: Tensor, k: Tensor, v: Tensor, kernel: Pass) -> AttentionConfig
         return INTERPRETED
     dtype = str(q.dtype).removeprefix("torch.")
     config = tiling(device.arch(q), q.shape[-1], v.shape[-1], dtype, kernel)
-    return fit_rows(config, q.shape[-3] * (q.shape[-2] // k.shape[-2]))
+    return fit_rows(config, q.shape[-3] * (q.shape[-2] // k.shape[-2]), kernel)
 
 
-def fit_rows(config: AttentionConfig, rows: int) -> AttentionConfig:
-    """A tile no taller than the ``rows`` there can be, and no more warps than have 16 of them."""
+def fit_rows(config: AttentionConfig, rows: int, kernel: Pass) -> AttentionConfig:
+    """A tile no taller than the ``rows`` there can be, and no warp without 16 rows of its own."""
     block_m = min(config.block_m, max(16, device.next_power_of_2(rows)))
+    if kernel == "dkdv":  # warps share out the keys
+        return replace(config, block_m=block_m)
     return replace(config, block_m=block_m, num_warps=min(config.num_warps, max(4, block_m // 16)))
 
 

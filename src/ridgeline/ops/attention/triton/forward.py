@@ -14,8 +14,10 @@ from ridgeline.ops.attention.triton.tiles import (
     key_range,
     load_columns,
     logits,
+    nth_tile,
     output_rows,
     row_offsets,
+    tiles_of,
 )
 from ridgeline.ops.common.device import pieces
 from ridgeline.ops.common.triton import dot, natural_lse, store_columns
@@ -116,54 +118,47 @@ def forward_kernel(
     begin, full_begin, full_end, end = key_range(
         first, last, len_k, left, right, LEFT, RIGHT, BLOCK_N
     )
-    for phase in tl.static_range(3):
-        # Tiles cut by the left side of the window, tiles seen whole, and the rest.
-        if phase == 0:
-            tile_begin, tile_end = begin, full_begin
-        elif phase == 1:
-            tile_begin, tile_end = full_begin, full_end
-        else:
-            tile_begin, tile_end = full_end, end
-        if LEFT or phase > 0:
-            for tile in range(tile_begin, tile_end):
-                acc0, acc1, m, l = forward_step(
-                    tile,
-                    q0,
-                    q1,
-                    acc0,
-                    acc1,
-                    m,
-                    l,
-                    position,
-                    first,
-                    last,
-                    k_rows,
-                    v_rows,
-                    ends,
-                    most,
-                    len_k,
-                    stride_kl,
-                    stride_vl,
-                    stride_el,
-                    factor,
-                    scale,
-                    softcap,
-                    left,
-                    right,
-                    DIM,
-                    VALUE_DIM,
-                    K0,
-                    K1,
-                    V0,
-                    V1,
-                    LEFT,
-                    RIGHT,
-                    TREE,
-                    SOFTCAP,
-                    SCALED,
-                    phase != 1,
-                    BLOCK_N,
-                )
+    for masked in tl.static_range(2):
+        count, start, jump, gap = tiles_of(begin, full_begin, full_end, end, masked == 1)
+        for i in range(count):
+            acc0, acc1, m, l = forward_step(
+                nth_tile(i, start, jump, gap),
+                q0,
+                q1,
+                acc0,
+                acc1,
+                m,
+                l,
+                position,
+                first,
+                last,
+                k_rows,
+                v_rows,
+                ends,
+                most,
+                len_k,
+                stride_kl,
+                stride_vl,
+                stride_el,
+                factor,
+                scale,
+                softcap,
+                left,
+                right,
+                DIM,
+                VALUE_DIM,
+                K0,
+                K1,
+                V0,
+                V1,
+                LEFT,
+                RIGHT,
+                TREE,
+                SOFTCAP,
+                SCALED,
+                masked == 1,
+                BLOCK_N,
+            )
     at = output_rows(row, b, start_q, head, query_len, KV_HEADS, GROUP, PACKED)
     total = tl.where(l == 0.0, 1.0, l)[:, None]
     store_columns(out + at * VALUE_DIM, acc0 / total, real, 0, V0, VALUE_DIM)

@@ -193,6 +193,21 @@ def row_range(low, high, real, len_q, len_k, GROUP: tl.constexpr, BLOCK_M: tl.co
 
 
 @triton.jit
+def tiles_of(begin, full_begin, full_end, end, MASKED: tl.constexpr):
+    """How many tiles a loop has, and what ``nth_tile`` needs: those seen whole, or the others."""
+    full = full_end - full_begin
+    if MASKED:
+        return end - begin - full, begin, full_begin - begin, full
+    return full, full_begin, full, 0
+
+
+@triton.jit
+def nth_tile(i, first, jump, gap):
+    """Tile i of a loop over tiles from ``first`` that leaves out ``gap`` of them after ``jump``."""
+    return first + i + tl.where(i < jump, 0, gap)
+
+
+@triton.jit
 def logits(x, scale, softcap, SOFTCAP: tl.constexpr, SCALED: tl.constexpr):
     """Products ``q · k`` as what ``factor`` times is a score in base 2.
 
