@@ -25,18 +25,9 @@ BUGS = [
         "high = tl.minimum(high, end + 1)",
     ),
     Bug("subtree-ignored", "tiles", "high = tl.minimum(high, end)", "high = high"),
-    Bug(
-        "tile-skipped-too-early",
-        "forward",
-        "tl.load(most + tile) <= first",
-        "tl.load(most + tile) <= last",
-    ),
-    Bug(
-        "gradient-tile-skipped-too-early",
-        "backward",
-        "tl.load(most + tile) <= first",
-        "tl.load(most + tile) <= last",
-    ),
+    Bug("tile-skipped-too-early", "tiles", "(most > first)", "(most > last)"),
+    Bug("tile-whole-too-early", "tiles", "(least > last)", "(least > first)"),
+    Bug("listed-twice", "tiles", "1 + cut_count + tl", "1 + tl"),
     Bug(
         "largest-end-is-the-least",
         "tiles",
@@ -64,7 +55,7 @@ BUGS = [
     Bug("last-rows-dropped", "tiles", "tl.cdiv(stop * GROUP, BLOCK_M)", "stop * GROUP // BLOCK_M"),
     Bug("gap-forgotten", "tiles", "tl.where(i < jump, 0, gap)", "0"),
     Bug(
-        "next-sequence's-keys",
+        "keys-of-the-next-sequence",
         "forward",
         "len_k, ends, stride_el, left",
         "len_k + 1, ends, stride_el, left",
@@ -105,12 +96,7 @@ BUGS = [
         "needed = (low <= last) & (high > first)",
         "needed = n < len_k",
     ),
-    Bug(
-        "blind-rows-are-read",
-        "backward",
-        'needed = row_shift != float("inf")\n    if MASKED',
-        "needed = given\n    if MASKED",
-    ),
+    Bug("blind-rows-are-read", "backward", "needed & (position >= tl.min(low, 0))", "needed"),
     Bug("sequences-past-the-first-lost", "tiles", "        b -= 1\n", "        b = b * 0\n"),
 ]
 
@@ -139,10 +125,10 @@ def problem(kernels) -> str | None:
 def reads_garbage(kernels) -> str | None:
     """Keys behind the window of every query, rows before the first key."""
     behind = small(7, lengths=[(9, 33)], window=(3, None))
-    blind = small(8, lengths=[(33, 9)])
+    blind = small(8, lengths=[(35, 9)])
     spoilt = [
         (behind, {name: (slice(0, 21), torch.nan) for name in ("k", "v")}),
-        (blind, {name: (slice(0, 24), torch.nan) for name in ("q", "dout")}),
+        (blind, {name: (slice(0, 26), torch.nan) for name in ("q", "dout")}),
     ]
     for case, garbage in spoilt:
         clean = run_tiles(case, kernels=kernels)

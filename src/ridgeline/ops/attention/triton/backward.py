@@ -14,17 +14,16 @@ from ridgeline.ops.attention.triton.tiles import (
     Problem,
     find_sequence,
     find_tile,
-    first_tile,
     key_interval,
     key_range,
     load_columns,
     logits,
+    loop_over,
     nth_tile,
     output_rows,
     row_offsets,
     row_range,
     slope_of,
-    tiles_of,
 )
 from ridgeline.ops.common.device import next_power_of_2, pieces
 from ridgeline.ops.common.triton import LOG2_E, dot, store_columns
@@ -169,10 +168,12 @@ def dkdv_kernel(
     low, high = key_interval(n, len_k, ends, stride_el, left, right, LEFT, RIGHT, TREE)
     begin, full_begin, full_end, end = row_range(low, high, real, len_q, len_k, GROUP, BLOCK_M)
     for masked in tl.static_range(2):
-        count, start, jump, gap = tiles_of(begin, full_begin, full_end, end, masked == 1)
+        count, start, jump, gap = loop_over(
+            begin, full_begin, full_end, end, None, 0, masked == 1, False
+        )
         for i in range(count):
             dk0, dk1, dv0, dv1 = dkdv_step(
-                nth_tile(i, start, jump, gap),
+                nth_tile(i, start, jump, gap, None),
                 k0,
                 k1,
                 v0,
@@ -272,7 +273,7 @@ def dkdv_step(
     at = (row // GROUP).to(tl.int64) * (KV_HEADS * GROUP) + row % GROUP
     row_shift = tl.load(shift + at, mask=given, other=float("inf"))
     # Rows that see none of these keys are not read.
-    needed = row_shift != float("inf")
+    needed = given
     if MASKED:
         needed = needed & (position >= tl.min(low, 0))
         needed = needed & (position < tl.max(tl.where(real, high, low), 0))
@@ -334,8 +335,8 @@ def dq_kernel(
     left,
     right,
     subtree_end,
-    extents,
-    key_tiles,
+    lists,
+    capacity,
     stride_eb,
     stride_el,
     row_tiles,
@@ -394,35 +395,36 @@ def dq_kernel(
     at = output_rows(row, b, start_q, head, query_len, KV_HEADS, GROUP, PACKED)
     row_shift = tl.load(shift + at, mask=real, other=float("inf"))
     row_delta = tl.load(delta + at, mask=real, other=0.0)
-    needed = row_shift != float("inf")
     rows = q + row_offsets(row, b, start_q, head, stride_qb, stride_ql, stride_qh, GROUP)
     # [BLOCK_M, K0], ...
-    q0 = load_columns(rows, needed, 0, K0, DIM)
+    q0 = load_columns(rows, real, 0, K0, DIM)
     q1 = q0
     if K1 > 0:
-        q1 = load_columns(rows, needed, K0, K1, DIM)
+        q1 = load_columns(rows, real, K0, K1, DIM)
     rows = dout + row_offsets(row, b, start_q, head, stride_db, stride_dl, stride_dh, GROUP)
-    d0 = load_columns(rows, needed, 0, V0, VALUE_DIM)
+    d0 = load_columns(rows, real, 0, V0, VALUE_DIM)
     d1 = d0
     if V1 > 0:
-        d1 = load_columns(rows, needed, V0, V1, VALUE_DIM)
+        d1 = load_columns(rows, real, V0, V1, VALUE_DIM)
     k_rows = k + b.to(tl.int64) * stride_kb + start_k * stride_kl + head * stride_kh
     v_rows = v + b.to(tl.int64) * stride_vb + start_k * stride_vl + head * stride_vh
     ends = subtree_end
-    most = extents
+    row_list = lists
     if TREE:
         ends += b.to(tl.int64) * stride_eb + start_k * stride_el
-        most += key_tiles + first_tile(b, start_k, key_len, BLOCK_N, PACKED)
+        row_list += (tl.program_id(0) % row_tiles).to(tl.int64) * (capacity + 2)
     dq0 = tl.zeros([BLOCK_M, K0], tl.float32)
     dq1 = tl.zeros([BLOCK_M, K1 if K1 > 0 else 16], tl.float32)
     begin, full_begin, full_end, end = key_range(
         first, last, len_k, left, right, LEFT, RIGHT, BLOCK_N
     )
     for masked in tl.static_range(2):
-        count, start, jump, gap = tiles_of(begin, full_begin, full_end, end, masked == 1)
+        count, start, jump, gap = loop_over(
+            begin, full_begin, full_end, end, row_list, capacity, masked == 1, TREE
+        )
         for i in range(count):
             dq0, dq1 = dq_step(
-                nth_tile(i, start, jump, gap),
+                nth_tile(i, start, jump, gap, row_list, masked == 1, TREE),
                 q0,
                 q1,
                 d0,
@@ -437,7 +439,6 @@ def dq_kernel(
                 k_rows,
                 v_rows,
                 ends,
-                most,
                 len_k,
                 stride_kl,
                 stride_vl,
@@ -483,7 +484,6 @@ def dq_step(
     k_rows,
     v_rows,
     ends,
-    most,
     len_k,
     stride_kl,
     stride_vl,
@@ -508,38 +508,33 @@ def dq_step(
     BLOCK_N: tl.constexpr,
 ):
     """One tile of keys adds to dQ."""
-    CUT: tl.constexpr = MASKED or TREE
-    skipped = False
-    if TREE:
-        skipped = tl.load(most + tile) <= first
-    if not skipped:
-        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        low, high = key_interval(n, len_k, ends, stride_el, left, right, LEFT, RIGHT, TREE)
-        needed = (low <= last) & (high > first)
-        at = n.to(tl.int64)
-        # [BLOCK_N, K0], then [BLOCK_M, BLOCK_N]
-        k0 = load_columns(k_rows + at * stride_kl, needed, 0, K0, DIM, CUT)
-        x = dot(q0, tl.trans(k0))
-        k1 = k0
-        if K1 > 0:
-            k1 = load_columns(k_rows + at * stride_kl, needed, K0, K1, DIM, CUT)
-            x += dot(q1, tl.trans(k1))
-        x = logits(x, scale, softcap, SOFTCAP, SCALED)
-        seen = (low[None, :] <= position[:, None]) & (position[:, None] < high[None, :])
-        if CUT:
-            x = tl.where(seen, x, float("-inf"))
-        p = tl.exp2(x * factor - row_shift[:, None])
-        v0 = load_columns(v_rows + at * stride_vl, needed, 0, V0, VALUE_DIM, CUT)
-        dp = dot(d0, tl.trans(v0))
-        if V1 > 0:
-            v1 = load_columns(v_rows + at * stride_vl, needed, V0, V1, VALUE_DIM, CUT)
-            dp += dot(d1, tl.trans(v1))
-        ds = p * (dp - row_delta[:, None]) * slope_of(x, softcap, SOFTCAP)
-        if CUT:
-            ds = tl.where(seen, ds, 0.0)
-        dq0 += dot(ds.to(k0.dtype), k0)
-        if K1 > 0:
-            dq1 += dot(ds.to(k1.dtype), k1)
+    n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    low, high = key_interval(n, len_k, ends, stride_el, left, right, LEFT, RIGHT, TREE)
+    needed = (low <= last) & (high > first)
+    at = n.to(tl.int64)
+    # [BLOCK_N, K0], then [BLOCK_M, BLOCK_N]
+    k0 = load_columns(k_rows + at * stride_kl, needed, 0, K0, DIM, MASKED)
+    x = dot(q0, tl.trans(k0))
+    k1 = k0
+    if K1 > 0:
+        k1 = load_columns(k_rows + at * stride_kl, needed, K0, K1, DIM, MASKED)
+        x += dot(q1, tl.trans(k1))
+    x = logits(x, scale, softcap, SOFTCAP, SCALED)
+    seen = (low[None, :] <= position[:, None]) & (position[:, None] < high[None, :])
+    if MASKED:
+        x = tl.where(seen, x, float("-inf"))
+    p = tl.exp2(x * factor - row_shift[:, None])
+    v0 = load_columns(v_rows + at * stride_vl, needed, 0, V0, VALUE_DIM, MASKED)
+    dp = dot(d0, tl.trans(v0))
+    if V1 > 0:
+        v1 = load_columns(v_rows + at * stride_vl, needed, V0, V1, VALUE_DIM, MASKED)
+        dp += dot(d1, tl.trans(v1))
+    ds = p * (dp - row_delta[:, None]) * slope_of(x, softcap, SOFTCAP)
+    if MASKED:
+        ds = tl.where(seen, ds, 0.0)
+    dq0 += dot(ds.to(k0.dtype), k0)
+    if K1 > 0:
+        dq1 += dot(ds.to(k1.dtype), k1)
     return dq0, dq1
 
 
@@ -642,7 +637,7 @@ def backward(
             dq,
             *problem.layout,
             *problem.options,
-            *problem.extents(options["BLOCK_N"]),
+            *problem.lists(options["BLOCK_M"], options["BLOCK_N"]),
             tiles,
             *strides,
             **options,

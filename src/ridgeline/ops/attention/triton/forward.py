@@ -9,15 +9,14 @@ from ridgeline.ops.attention.triton.tiles import (
     Problem,
     find_sequence,
     find_tile,
-    first_tile,
     key_interval,
     key_range,
     load_columns,
     logits,
+    loop_over,
     nth_tile,
     output_rows,
     row_offsets,
-    tiles_of,
 )
 from ridgeline.ops.common.device import pieces
 from ridgeline.ops.common.triton import dot, natural_lse, store_columns
@@ -43,8 +42,8 @@ def forward_kernel(
     left,
     right,
     subtree_end,
-    extents,
-    key_tiles,
+    lists,
+    capacity,
     stride_eb,
     stride_el,
     row_tiles,
@@ -102,10 +101,10 @@ def forward_kernel(
     k_rows = k + b.to(tl.int64) * stride_kb + start_k * stride_kl + head * stride_kh
     v_rows = v + b.to(tl.int64) * stride_vb + start_k * stride_vl + head * stride_vh
     ends = subtree_end
-    most = extents
+    row_list = lists
     if TREE:
         ends += b.to(tl.int64) * stride_eb + start_k * stride_el
-        most += key_tiles + first_tile(b, start_k, key_len, BLOCK_N, PACKED)
+        row_list += (tl.program_id(0) % row_tiles).to(tl.int64) * (capacity + 2)
     # [BLOCK_M, K0], [BLOCK_M, K1]
     q0 = load_columns(q_rows, real, 0, K0, DIM)
     q1 = q0
@@ -119,10 +118,12 @@ def forward_kernel(
         first, last, len_k, left, right, LEFT, RIGHT, BLOCK_N
     )
     for masked in tl.static_range(2):
-        count, start, jump, gap = tiles_of(begin, full_begin, full_end, end, masked == 1)
+        count, start, jump, gap = loop_over(
+            begin, full_begin, full_end, end, row_list, capacity, masked == 1, TREE
+        )
         for i in range(count):
             acc0, acc1, m, l = forward_step(
-                nth_tile(i, start, jump, gap),
+                nth_tile(i, start, jump, gap, row_list, masked == 1, TREE),
                 q0,
                 q1,
                 acc0,
@@ -135,7 +136,6 @@ def forward_kernel(
                 k_rows,
                 v_rows,
                 ends,
-                most,
                 len_k,
                 stride_kl,
                 stride_vl,
@@ -182,7 +182,6 @@ def forward_step(
     k_rows,
     v_rows,
     ends,
-    most,
     len_k,
     stride_kl,
     stride_vl,
@@ -207,37 +206,32 @@ def forward_step(
     BLOCK_N: tl.constexpr,
 ):
     """One tile of keys joins the running maximum m, sum l and accumulators."""
-    CUT: tl.constexpr = MASKED or TREE
-    skipped = False
-    if TREE:
-        skipped = tl.load(most + tile) <= first
-    if not skipped:
-        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        low, high = key_interval(n, len_k, ends, stride_el, left, right, LEFT, RIGHT, TREE)
-        needed = (low <= last) & (high > first)
-        at = n.to(tl.int64)
-        # [BLOCK_N, K0], then [BLOCK_M, BLOCK_N]
-        k0 = load_columns(k_rows + at * stride_kl, needed, 0, K0, DIM, CUT)
-        x = dot(q0, tl.trans(k0))
-        if K1 > 0:
-            k1 = load_columns(k_rows + at * stride_kl, needed, K0, K1, DIM, CUT)
-            x += dot(q1, tl.trans(k1))
-        x = logits(x, scale, softcap, SOFTCAP, SCALED)
-        if CUT:
-            seen = (low[None, :] <= position[:, None]) & (position[:, None] < high[None, :])
-            x = tl.where(seen, x, float("-inf"))
-        m_new = tl.maximum(m, tl.max(x, 1) * factor)
-        # A row that has seen nothing has m = -inf; its differences are taken from 0 instead.
-        base = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.exp2(x * factor - base[:, None])
-        alpha = tl.exp2(m - base)
-        l = l * alpha + tl.sum(p, 1)
-        m = m_new
-        v0 = load_columns(v_rows + at * stride_vl, needed, 0, V0, VALUE_DIM, CUT)
-        acc0 = acc0 * alpha[:, None] + dot(p.to(v0.dtype), v0)
-        if V1 > 0:
-            v1 = load_columns(v_rows + at * stride_vl, needed, V0, V1, VALUE_DIM, CUT)
-            acc1 = acc1 * alpha[:, None] + dot(p.to(v1.dtype), v1)
+    n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    low, high = key_interval(n, len_k, ends, stride_el, left, right, LEFT, RIGHT, TREE)
+    needed = (low <= last) & (high > first)
+    at = n.to(tl.int64)
+    # [BLOCK_N, K0], then [BLOCK_M, BLOCK_N]
+    k0 = load_columns(k_rows + at * stride_kl, needed, 0, K0, DIM, MASKED)
+    x = dot(q0, tl.trans(k0))
+    if K1 > 0:
+        k1 = load_columns(k_rows + at * stride_kl, needed, K0, K1, DIM, MASKED)
+        x += dot(q1, tl.trans(k1))
+    x = logits(x, scale, softcap, SOFTCAP, SCALED)
+    if MASKED:
+        seen = (low[None, :] <= position[:, None]) & (position[:, None] < high[None, :])
+        x = tl.where(seen, x, float("-inf"))
+    m_new = tl.maximum(m, tl.max(x, 1) * factor)
+    # A row that has seen nothing has m = -inf; its differences are taken from 0 instead.
+    base = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = tl.exp2(x * factor - base[:, None])
+    alpha = tl.exp2(m - base)
+    l = l * alpha + tl.sum(p, 1)
+    m = m_new
+    v0 = load_columns(v_rows + at * stride_vl, needed, 0, V0, VALUE_DIM, MASKED)
+    acc0 = acc0 * alpha[:, None] + dot(p.to(v0.dtype), v0)
+    if V1 > 0:
+        v1 = load_columns(v_rows + at * stride_vl, needed, V0, V1, VALUE_DIM, MASKED)
+        acc1 = acc1 * alpha[:, None] + dot(p.to(v1.dtype), v1)
     return acc0, acc1, m, l
 
 
@@ -289,7 +283,7 @@ def forward(
         lse,
         *problem.layout,
         *problem.options,
-        *problem.extents(config.block_n),
+        *problem.lists(config.block_m, config.block_n),
         row_tiles,
         *problem.strides(q),
         *problem.strides(k),

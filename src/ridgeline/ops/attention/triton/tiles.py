@@ -16,6 +16,7 @@ from torch import Tensor
 from ridgeline.ops.common.triton import LOG2_E, tanh
 
 SEQUENCES = 128  # whose starts are read at a time
+CHUNK = 128  # tiles of keys that are listed at a time
 FAR = tl.constexpr(2**31 - 1)
 
 
@@ -193,17 +194,38 @@ def row_range(low, high, real, len_q, len_k, GROUP: tl.constexpr, BLOCK_M: tl.co
 
 
 @triton.jit
-def tiles_of(begin, full_begin, full_end, end, MASKED: tl.constexpr):
-    """How many tiles a loop has, and what ``nth_tile`` needs: those seen whole, or the others."""
+def loop_over(
+    begin,
+    full_begin,
+    full_end,
+    end,
+    row_list,
+    capacity,
+    MASKED: tl.constexpr,
+    LISTED: tl.constexpr,
+):
+    """How many tiles a loop has, and what ``nth_tile`` needs: those seen whole, or the others.
+
+    LISTED, ``row_list`` has both counts, then the others from its front and those seen whole from
+    its back.
+    """
     full = full_end - full_begin
+    if LISTED:
+        if MASKED:
+            return tl.load(row_list), 2, 0, 0
+        return tl.load(row_list + 1), capacity + 1, 0, 0
     if MASKED:
         return end - begin - full, begin, full_begin - begin, full
     return full, full_begin, full, 0
 
 
 @triton.jit
-def nth_tile(i, first, jump, gap):
-    """Tile i of a loop over tiles from ``first`` that leaves out ``gap`` of them after ``jump``."""
+def nth_tile(
+    i, first, jump, gap, row_list, MASKED: tl.constexpr = False, LISTED: tl.constexpr = False
+):
+    """Tile i of a loop: from ``first`` on without ``gap`` of them after ``jump``; or listed."""
+    if LISTED:
+        return tl.load(row_list + first + i if MASKED else row_list + first - i)
     return first + i + tl.where(i < jump, 0, gap)
 
 
@@ -254,6 +276,69 @@ def ends_kernel(
     rows = subtree_end + b.to(tl.int64) * stride_eb + (start + n) * stride_el
     tl.store(extents + t, tl.min(tl.load(rows, mask=n < length, other=FAR), 0))
     tl.store(extents + tiles + t, tl.max(tl.load(rows, mask=n < length, other=0), 0))
+
+
+@triton.jit
+def lists_kernel(
+    extents,
+    lists,
+    capacity,
+    key_tiles,
+    cu_q,
+    cu_k,
+    stride_cuq,
+    stride_cuk,
+    batch,
+    query_len,
+    key_len,
+    left,
+    right,
+    GROUP: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    PACKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The tiles of keys that one of a tile of rows sees, for all heads: ``[tiles, capacity + 2]``.
+
+    A list, where a test in the loop would keep the next tile from being loaded ahead. See
+    ``loop_over`` for what it holds.
+    """
+    t = tl.program_id(0)
+    b, block, _, len_q = find_tile(
+        t, cu_q, stride_cuq, batch, query_len, GROUP, BLOCK_M, PACKED, SEQUENCES
+    )
+    start_k, len_k = find_sequence(b, cu_k, stride_cuk, key_len, PACKED)
+    blocks = tl.cdiv(len_q * GROUP, BLOCK_M)
+    if block >= blocks:
+        return
+    row = (blocks - 1 - block) * BLOCK_M
+    first = len_k - len_q + row // GROUP
+    last = len_k - len_q + (tl.minimum(row + BLOCK_M, len_q * GROUP) - 1) // GROUP
+    begin, full_begin, full_end, end = key_range(
+        first, last, len_k, left, right, LEFT, RIGHT, BLOCK_N
+    )
+    row_list = lists + t.to(tl.int64) * (capacity + 2)
+    extents += first_tile(b, start_k, key_len, BLOCK_N, PACKED)
+    cut_count = 0
+    full_count = 0
+    for i in range(begin, end, CHUNK):
+        tile = i + tl.arange(0, CHUNK)
+        least = tl.load(extents + tile, mask=tile < end, other=0)
+        most = tl.load(extents + key_tiles + tile, mask=tile < end, other=0)
+        seen = (tile < end) & (most > first)
+        whole = seen & (tile >= full_begin) & (tile < full_end) & (least > last)
+        cut = (seen & (whole == 0)).to(tl.int32)
+        whole = whole.to(tl.int32)
+        tl.store(row_list + 1 + cut_count + tl.cumsum(cut, 0), tile, mask=cut > 0)
+        tl.store(row_list + capacity + 2 - full_count - tl.cumsum(whole, 0), tile, mask=whole > 0)
+        cut_count += tl.sum(cut, 0)
+        full_count += tl.sum(whole, 0)
+    tl.store(row_list, cut_count)
+    tl.store(row_list + 1, full_count)
 
 
 class Problem:
@@ -318,29 +403,52 @@ class Problem:
             return length // block + self.batch
         return -(-length // block) * self.batch
 
-    def extents(self, block_n: int) -> tuple[Tensor | None, Tensor | None, int, int, int]:
-        """``subtree_end``, its least and largest value a tile of keys, tiles, its strides."""
-        tiles = self.tiles(self.key_len, block_n)
+    def lists(
+        self, block_m: int, block_n: int
+    ) -> tuple[Tensor | None, Tensor | None, int, int, int]:
+        """``subtree_end``, the lists of ``lists_kernel``, their capacity, the strides of the first.
+
+        4 bytes for ``block_m * block_n`` pairs of a row and a key, whatever the lengths.
+        """
         ends, *strides = self.ends()
         if ends is None:
-            return None, None, tiles, *strides
-        extents = ends.new_empty(2, tiles)
-        if tiles:
-            ends_kernel[(tiles,)](
+            return None, None, 0, *strides
+        capacity = -(-self.key_len // block_n)
+        key_tiles = self.tiles(self.key_len, block_n)
+        row_tiles = self.tiles(self.query_len * self.group, block_m)
+        extents = ends.new_empty(2, key_tiles)
+        lists = ends.new_empty(row_tiles, capacity + 2)
+        shared = {"BLOCK_N": block_n, "PACKED": self.packed, "SEQUENCES": SEQUENCES}
+        if key_tiles:
+            ends_kernel[(key_tiles,)](
                 ends,
                 extents,
                 self.cu_k,
                 self.layout[3],
                 self.batch,
                 self.key_len,
-                tiles,
+                key_tiles,
                 *strides,
-                BLOCK_N=block_n,
-                PACKED=self.packed,
-                SEQUENCES=SEQUENCES,
+                **shared,
                 num_warps=1,
             )
-        return ends, extents, tiles, *strides
+        if row_tiles:
+            lists_kernel[(row_tiles,)](
+                extents,
+                lists,
+                capacity,
+                key_tiles,
+                *self.layout,
+                *self.options[-2:],
+                GROUP=self.group,
+                LEFT=self.constants["LEFT"],
+                RIGHT=self.constants["RIGHT"],
+                BLOCK_M=block_m,
+                CHUNK=CHUNK,
+                **shared,
+                num_warps=1,
+            )
+        return ends, lists, capacity, *strides
 
     def ends(self) -> tuple[Tensor | None, int, int]:
         """``subtree_end`` and its strides."""
