@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from triton_attention import TILES, changed, run_public, run_tiles, small
+from triton_attention import DEVICE, TILES, changed, run_public, run_tiles, small
 from triton_cases import DTYPES, HALF
 
 from ridgeline import attention
@@ -160,10 +160,11 @@ def test_nothing_at_all(lengths, packed: bool) -> None:
 
 
 def test_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than one program reads the starts of at a time."""
+    """More than one program reads the starts of, or lists the tiles of, at a time."""
     monkeypatch.setattr(tiles, "SEQUENCES", 4)
-    lengths = [(seed % 3, seed % 4) for seed in range(10)]
-    case = small(8, lengths=lengths, group=1, dim=16, value_dim=16)
+    monkeypatch.setattr(tiles, "CHUNK", 2)
+    lengths = [(seed % 3, seed % 4) for seed in range(9)] + [(20, 90)]
+    case = small(8, lengths=lengths, group=1, dim=16, value_dim=16, tree="any")
     assert_matches(case, *run_tiles(case))
 
 
@@ -182,7 +183,7 @@ def test_strided_starts() -> None:
 def test_only_the_gradients_that_are_needed(needed: tuple[bool, ...]) -> None:
     """Each is the same bits whichever others are asked for."""
     torch.manual_seed(0)
-    leaves = [torch.randn(1, 18, 2, 16) for _ in range(3)]
+    leaves = [torch.randn(1, 18, 2, 16, device=DEVICE) for _ in range(3)]
     every = []
     for wanted in ((True,) * 3, needed):
         for x, need in zip(leaves, wanted, strict=True):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ridgeline import attention
-from ridgeline.ops.attention.triton import backward, forward
+from ridgeline.ops.attention.triton import backward, forward, tiles
 from ridgeline.ops.attention.triton.config import AttentionConfig
 from ridgeline.testing import AttentionCase, attention_case
 from ridgeline.testing.layouts import clone
+from ridgeline.testing.run import _on
 
 PACKAGE = "ridgeline.ops.attention.triton"
 TILES = [AttentionConfig(*shape, 4, 1) for shape in ((16, 16), (32, 16), (16, 32))]
@@ -32,21 +33,20 @@ def run_tiles(
     kernels: tuple[Any, Any] = KERNELS,
 ) -> tuple[Tensor, ...]:
     """``out``, ``lse``, ``dq``, ``dk`` and ``dv``, in outputs that were filled with ``fill``."""
-    q, k, v, dout, dlse, *layout = (
-        None if x is None else x if DEVICE == "cpu" else clone(x).to(DEVICE)
-        for x in (
-            *(case.q, case.k, case.v, case.dout, case.dlse),
-            *(case.cu_seqlens_q, case.cu_seqlens_k, case.subtree_end),
-        )
-    )
+    case = _on(DEVICE, case)
+    q, k, v = case.q, case.k, case.v
+    layout = (case.cu_seqlens_q, case.cu_seqlens_k, case.subtree_end)
     left, right = (-1 if side is None else side for side in case.window or (None, None))
     options = (case.scale, case.causal, left, right, case.softcap)
-    out, lse = q.new_full(dout.shape, fill), q.new_full(q.shape[:-1], fill, dtype=torch.float32)
+    out, lse = (
+        q.new_full(case.dout.shape, fill),
+        q.new_full(q.shape[:-1], fill, dtype=torch.float32),
+    )
     kernels[0].forward(q, k, v, *layout, *options, out, lse, config=config)
     results = [out, lse]
     if gradients:
         filled = [x.new_full(x.shape, fill) for x in (q, k, v)]
-        upstream = (dout, dlse, q, k, v, out, lse)
+        upstream = (case.dout, case.dlse, q, k, v, out, lse)
         kernels[1].backward(*upstream, *layout, *options, *filled, config=config)
         results += filled
     return tuple(x.cpu() for x in results)
@@ -54,11 +54,12 @@ def run_tiles(
 
 def run_public(case: AttentionCase) -> tuple[Tensor, ...]:
     """As ``run_tiles``, through the public function and autograd."""
+    case = _on(DEVICE, case)
     leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
     out, lse = attention(*leaves, **case.options(), return_lse=True, impl="triton")
     ends = [out] if case.dlse is None else [out, lse]
     gradients = torch.autograd.grad(ends, leaves, [case.dout, case.dlse][: len(ends)])
-    return out.detach(), lse.detach(), *gradients
+    return tuple(x.detach().cpu() for x in (out, lse, *gradients))
 
 
 def small(seed: int, **chosen: Any) -> AttentionCase:
@@ -101,4 +102,5 @@ class Bug:
             spec = spec_from_file_location(path.stem, path)
             made[name] = sys.modules[path.stem] = module_from_spec(spec)
             spec.loader.exec_module(made[name])
+        made["tiles"].CHUNK = tiles.CHUNK
         return made["forward"], made["backward"]

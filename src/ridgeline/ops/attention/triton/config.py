@@ -67,30 +67,28 @@ def tiling(arch: int, dim: int, value_dim: int, dtype: str, kernel: Pass) -> Att
         # Without tensor cores: operands of the products live in registers, so tiles stay small.
         return AttentionConfig(32, 32 if width <= 64 else 16, 4 if width <= 64 else 8, 1)
     roomy = arch in (80, 90) or 100 <= arch < 120  # data-centre parts
-    hopper = 90 <= arch < 120 and roomy
+    large = 90 <= arch < 120  # and with asynchronous tensor cores
     match kernel:
         case "forward" if width <= 64:
             # Scores of 128 x 128 are 64 registers a thread in eight warps.
-            return AttentionConfig(128, 128 if hopper else 64, 8 if hopper else 4, 3)
+            return AttentionConfig(128, 128 if arch == 90 else 64, 8 if large else 4, 3)
         case "forward" if width <= 128:
             # From tensor memory, accumulators pass through registers: fewer keys there.
             return AttentionConfig(128, 128 if arch == 90 else 64, 8, 2)
         case "forward":
             # Q takes 64 KiB, a stage of K and V another 64 with 64 keys.
-            return AttentionConfig(128 if roomy else 64, 64 if hopper else 32, 8, 2)
+            return AttentionConfig(128 if roomy else 64, 64 if large else 32, 8, 2)
         case "dkdv" if width <= 64:
-            return AttentionConfig(64, 128 if hopper else 64, 8 if hopper else 4, 2)
+            return AttentionConfig(64, 128 if large else 64, 8 if large else 4, 2)
         case "dkdv" if width <= 128:
             # dK and dV of 128 keys are 128 KiB of registers, half of all there are.
-            return AttentionConfig(64 if roomy else 32, 128 if hopper else 64, 8, 2)
+            return AttentionConfig(64 if roomy else 32, 128 if large else 64, 8, 2)
         case "dkdv":
-            return AttentionConfig(32, 64 if hopper else 32, 8, 1)
+            return AttentionConfig(32, 64 if large else 32, 8, 1)
         case "dq" if width <= 64:
             return AttentionConfig(128, 64, 8, 2)
         case "dq" if width <= 128:
-            return AttentionConfig(
-                128 if hopper else 64, 64 if roomy else 32, 8 if hopper else 4, 2
-            )
+            return AttentionConfig(128 if large else 64, 64 if roomy else 32, 8, 2)
         case "dq":
             return AttentionConfig(64, 32, 8, 1)
     raise ValueError(f"kernel: expected forward, dkdv or dq, got {kernel!r}")
