@@ -19,8 +19,8 @@ BF16, F16 = torch.bfloat16, torch.float16
 CALLS = {
     "mha-16-d128-causal": lambda: call(16, 16, 128, 128, BF16),
     "gqa-32-8-d64-tree-packed": lambda: call(32, 8, 64, 64, BF16, tree=True, packed=True),
-    "mqa-16-d192-v80-window-softcap-forward": lambda: call(
-        16, 1, 192, 80, F16, window=1024, softcap=30.0, gradients=False
+    "mqa-4-d32-v80-window-softcap": lambda: call(
+        4, 1, 32, 80, F16, causal=False, window=1024, softcap=30.0
     ),
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ridgeline.ops.attention.triton.config import AttentionConfig, Pass, config_for
 from ridgeline.ops.attention.triton.tiles import (
     Problem,
+    cap_slope,
     find_sequence,
     find_tile,
     key_interval,
@@ -23,7 +24,6 @@ from ridgeline.ops.attention.triton.tiles import (
     output_rows,
     row_offsets,
     row_range,
-    slope_of,
 )
 from ridgeline.ops.common.device import next_power_of_2, pieces
 from ridgeline.ops.common.triton import LOG2_E, dot, store_columns
@@ -304,7 +304,9 @@ def dkdv_step(
         if V1 > 0:
             dp += dot(v1, tl.trans(d1))
         row_delta = tl.load(delta + at, mask=given, other=0.0)
-        ds = p * (dp - row_delta[None, :]) * slope_of(x, softcap, SOFTCAP)
+        ds = p * (dp - row_delta[None, :])
+        if SOFTCAP:
+            ds *= cap_slope(x, softcap)
         if MASKED:
             ds = tl.where(seen, ds, 0.0)
         dk0 += dot(ds.to(q0.dtype), q0)
@@ -529,7 +531,9 @@ def dq_step(
     if V1 > 0:
         v1 = load_columns(v_rows + at * stride_vl, needed, V0, V1, VALUE_DIM, MASKED)
         dp += dot(d1, tl.trans(v1))
-    ds = p * (dp - row_delta[:, None]) * slope_of(x, softcap, SOFTCAP)
+    ds = p * (dp - row_delta[:, None])
+    if SOFTCAP:
+        ds *= cap_slope(x, softcap)
     if MASKED:
         ds = tl.where(seen, ds, 0.0)
     dq0 += dot(ds.to(k0.dtype), k0)

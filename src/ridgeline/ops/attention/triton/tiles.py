@@ -244,12 +244,10 @@ def logits(x, scale, softcap, SOFTCAP: tl.constexpr, SCALED: tl.constexpr):
 
 
 @triton.jit
-def slope_of(x, softcap, SOFTCAP: tl.constexpr):
+def cap_slope(x, softcap):
     """The slope of the soft cap where ``logits`` gave x."""
-    if SOFTCAP:
-        t = x / (softcap * LOG2_E)
-        return 1.0 - t * t
-    return 1.0
+    t = x / (softcap * LOG2_E)
+    return 1.0 - t * t
 
 
 @triton.jit
