@@ -1,5 +1,6 @@
 """A few cases that find bugs planted in the kernels of ``attention``, and none in what is right."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,14 @@ def reads_garbage(kernels, gradients: bool) -> str | None:
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in the modules with a bug, which take it from the right one."""
     monkeypatch.setattr(tiles, "CHUNK", 2)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_memory() -> Iterator[None]:
+    """New tensors are filled, so that what an earlier call left in their memory hides no bug."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
