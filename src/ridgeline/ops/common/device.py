@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ridgeline.ops.common import check
+from ridgeline.ops.common import check, masks, paging
 
 MAX_DIM = 1024
 MIN_ARCH = 80
@@ -175,8 +175,6 @@ def check_values_of_decode(
     """What needs values: on the CPU, where they are at hand; a device would have to wait."""
     if block_table.device.type != "cpu":
         return
-    from ridgeline.ops.common import masks, paging
-
     first = [masks.first_visible(n, query_len, window_left) for n in cache_seqlens.tolist()]
     paging.check_values(block_table, cache_seqlens, page_size, num_pages, first)
     for name, scale in scales.items():
