@@ -28,7 +28,7 @@ lint: .venv/.test
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[cli,hf,test]"
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[cli,hf,train,test]"
 	touch $@
 
 clean:
