@@ -1,7 +1,8 @@
-"""A pytest plugin that plants a bug: ``python -m pytest -p plant`` with the bug in ``PLANTED``.
+"""Runs tests with a bug planted in a module, one fork of a warm process a bug.
 
-``PLANTED`` holds module, old and new text as JSON; the module is compiled with the one replaced by
-the other before any test imports it.
+Each line of standard input holds, as JSON, module, old text, new text and pytest's arguments. The
+module is compiled with the one text replaced by the other before any test imports it. Each line of
+standard output answers with pytest's exit code and what it printed.
 """
 
 import importlib.abc
@@ -9,28 +10,56 @@ import importlib.machinery
 import json
 import os
 import sys
+import tempfile
 
-MODULE, OLD, NEW = json.loads(os.environ["PLANTED"])
+# What the tests import, but for the package: a fork then starts in no time.
+import hypothesis.stateful  # noqa: F401
+import pytest
+import torch  # noqa: F401
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
+    def __init__(self, name: str, path: str, old: str, new: str) -> None:
+        super().__init__(name, path)
+        self._texts = old, new
+
     def get_code(self, fullname: str):
-        source = self.get_data(self.path).decode()
-        assert source.count(OLD) == 1, f"{OLD!r} is not one place in {fullname}"
-        return compile(source.replace(OLD, NEW), self.path, "exec")
+        source, (old, new) = self.get_data(self.path).decode(), self._texts
+        assert source.count(old) == 1, f"{old!r} is not one place in {fullname}"
+        return compile(source.replace(old, new), self.path, "exec")
 
 
 class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, module: str, old: str, new: str) -> None:
+        self._module, self._texts = module, (old, new)
+
     def find_spec(self, fullname: str, path=None, target=None):
-        if fullname != MODULE:
+        if fullname != self._module:
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
-                spec.loader = _Loader(fullname, spec.origin)
+                spec.loader = _Loader(fullname, spec.origin, *self._texts)
                 return spec
         return None
 
 
-assert MODULE not in sys.modules
-sys.meta_path.insert(0, _Finder())
+def _run(module: str, old: str, new: str, arguments: list[str]) -> tuple[int, str]:
+    assert module not in sys.modules
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if child == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            sys.meta_path.insert(0, _Finder(module, old, new))
+            code = pytest.main(arguments)
+            sys.stdout.flush()
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(status), output.read()
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(_run(*json.loads(line))), flush=True)

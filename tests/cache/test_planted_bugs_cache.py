@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,17 +107,23 @@ TESTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def planter() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, str(HERE / "plant.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_bug_is_found(name: str) -> None:
+def test_a_planted_bug_is_found(name: str, planter: subprocess.Popen[str]) -> None:
     module, old, new = PLANTED[name]
-    command = [sys.executable, "-m", "pytest", "-p", "plant", "-x", "-q", "-n", "0"]
-    command += ["-p", "no:cacheprovider", *(str(HERE / test) for test in TESTS[module])]
-    bug = json.dumps([f"ridgeline.cache.{module}", old, new])
-    run = subprocess.run(
-        command,
-        env=os.environ | {"PLANTED": bug, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert "is not one place" not in run.stdout + run.stderr, run.stdout
-    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout + run.stderr
+    arguments = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts="]
+    arguments += [str(HERE / test) for test in TESTS[module]]
+    bug = [f"ridgeline.cache.{module}", old, new, arguments]
+    print(json.dumps(bug), file=planter.stdin, flush=True)
+    code, output = json.loads(planter.stdout.readline())
+    assert "is not one place" not in output, output
+    assert code == pytest.ExitCode.TESTS_FAILED, output
