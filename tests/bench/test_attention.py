@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ridgeline.bench import table, timing, verify
-from ridgeline.bench.attention import calls, measure, peers, report
+from ridgeline.bench.attention import calls, measure, peers, plot, report
 from ridgeline.bench.attention.calls import Inputs
 from ridgeline.bench.attention.measure import AttentionOptions, Row
 from ridgeline.bench.attention.shapes import AttentionShape
@@ -213,7 +213,7 @@ def test_table_names_every_row_and_peer(made_row) -> None:
 def test_plot_is_an_image(tmp_path, made_row) -> None:
     rows = [made_row("forward", peers={"sdpa bf16": 0.004}), made_row("backward")]
     for part in (rows, rows[:1]):
-        report.plot(tmp_path / "x.png", part, "a machine")
+        plot.plot(tmp_path / "x.png", part, "a machine")
         height, width, _ = matplotlib.image.imread(tmp_path / "x.png").shape
         assert width > 600
         assert height > 200

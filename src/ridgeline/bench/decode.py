@@ -9,7 +9,7 @@ import torch
 from ridgeline.bench import files, peers, timing
 from ridgeline.bench.inputs import DecodeInputs
 from ridgeline.bench.machine import cold_bytes
-from ridgeline.bench.shapes import VARIANTS, DecodeShape, default_heads
+from ridgeline.bench.shapes import DTYPES, VARIANTS, DecodeShape, default_heads
 from ridgeline.bench.verify import OURS_BUDGET, PEER_BUDGET, ROUNDING, relative_error
 from ridgeline.ops.common import check, core
 from ridgeline.ops.common.dispatch import Impl
@@ -97,6 +97,9 @@ class DecodeOptions:
     def __post_init__(self) -> None:
         check.count("reps", self.reps, minimum=1)
         check.count("page_size", self.page_size, minimum=1)
+        for dtype in self.dtypes:
+            if dtype not in DTYPES:
+                raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
 
     def shapes(self) -> list[DecodeShape]:
         """All shapes, those of one size together, so that variants stand beside each other."""

@@ -8,15 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ridgeline.bench import machine
+from ridgeline.bench.device import CPU, Device
 
 Record = dict[str, str | int | float]
 
 
 def write_records(
-    records: Sequence[Record], csv_file: Path | None, json_file: Path | None
+    records: Sequence[Record],
+    csv_file: Path | None,
+    json_file: Path | None,
+    device: Device = CPU,
 ) -> dict[str, str]:
     """Write the files that were asked for; returns their provenance."""
-    head = machine.provenance()
+    head = machine.provenance(device)
     if csv_file is not None:
         write_csv(csv_file, records, head)
     if json_file is not None:

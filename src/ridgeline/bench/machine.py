@@ -12,21 +12,31 @@ from pathlib import Path
 import torch
 
 import ridgeline
+from ridgeline.bench.device import CPU, Device
 from ridgeline.ops.common import core
 
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "sve")
 COLD_BYTES = 400_000_000
 
 
-def provenance() -> dict[str, str]:
-    """Facts for the head of a result file, by name."""
-    return {
-        "command": shlex.join(["ridgeline", *sys.argv[1:]]),
+def provenance(device: Device = CPU) -> dict[str, str]:
+    """Facts for the head of a result file, by name; those of ``device`` before the machine's."""
+    facts = {
+        "command": command(),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+    return facts | {name: f"{x}; {facts[name]}" for name, x in device.facts().items()}
+
+
+def command() -> str:
+    """What was typed: ``ridgeline bench ...``, or ``python -m ridgeline.bench ...``."""
+    program = Path(sys.argv[0])
+    module = program.name == "__main__.py" and program.parent.name == "bench"
+    start = ["python", "-m", "ridgeline.bench"] if module else ["ridgeline"]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def machine() -> str:

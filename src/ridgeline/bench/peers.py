@@ -36,11 +36,18 @@ class Dense:
     ``q [B, h, g * L_q, d_n + d_r]``, row ``g * L_q + i``; ``key [B, h, N, d_n]``, ``value
     [B, h, N, d_v]`` and, where tied, ``rope [B, 1, N, d_r]``. Tied: ``key`` is a view of ``value``.
     With ``records`` a tied cache stays one record a token, as ours, of which they are views.
+    ``sequences`` takes some of the batch.
     """
 
-    def __init__(self, inputs: DecodeInputs, dtype: torch.dtype, records: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: DecodeInputs,
+        dtype: torch.dtype,
+        records: bool = False,
+        sequences: slice = slice(None),
+    ) -> None:
         shape = inputs.shape
-        first, second = (x.to(dtype) for x in inputs.gather())
+        first, second = (x.to(dtype) for x in inputs.gather(sequences))
         if shape.spec.kind == "paired":
             self.key, self.value = (x.transpose(1, 2).contiguous() for x in (first, second))
             self.rope = None
@@ -53,7 +60,7 @@ class Dense:
                 self.value = first.transpose(1, 2).contiguous()
             self.key = self.value[..., : shape.nope_dim]
             self.rope = second[:, None]
-        q = torch.cat([inputs.q_nope, inputs.q_rope], -1).to(dtype)
+        q = torch.cat([inputs.q_nope[sequences], inputs.q_rope[sequences]], -1).to(dtype)
         groups = (shape.kv_heads, shape.heads // shape.kv_heads)
         self.q = q.unflatten(2, groups).permute(0, 2, 3, 1, 4).flatten(2, 3).contiguous()
         self.heads_q = q.transpose(1, 2).contiguous()
@@ -61,7 +68,8 @@ class Dense:
         # One new token sees everything: no mask, so that SDPA may take its fastest path.
         self.mask = None
         if shape.query_len > 1:
-            self.mask = masks.visible(shape.length, shape.query_len, 0, True, -1, -1)
+            mask = masks.visible(shape.length, shape.query_len, 0, True, -1, -1)
+            self.mask = mask.to(q.device)
 
     def full_key(self) -> Tensor:
         """``[B, h, N, d_n + d_r]``, the RoPE key repeated for each head: what SDPA can take."""

@@ -11,6 +11,7 @@ from ridgeline.ops.common import check
 VARIANTS = ("mha", "mqa", "gqa", "gta", "mla", "gla")
 QUERY_HEADS = {"mla": (16, 128), "gla": (16, 32, 128)}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CACHE_DTYPES = {**DTYPES, "fp8": check.FP8}
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class DecodeShape:
     """One decode step: ``batch`` sequences of ``length`` cached tokens, ``query_len`` new ones.
 
     ``kv_heads`` counts the heads of the cache: kv heads, tied heads or latent heads. Widths follow
-    from ``head_dim`` d_h: latents of 4 d_h (MLA) and 2 d_h (GLA), a RoPE key of d_h / 2.
+    from ``head_dim`` d_h: latents of 4 d_h (MLA) and 2 d_h (GLA), a RoPE key of d_h / 2. ``dtype``
+    is that of the cache; beside "fp8" (e4m3, a scale a head) queries and RoPE keys are bfloat16.
     """
 
     variant: str
@@ -32,7 +34,7 @@ class DecodeShape:
 
     def __post_init__(self) -> None:
         _one_of("variant", self.variant, VARIANTS)
-        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("dtype", self.dtype, CACHE_DTYPES)
         for name in ("heads", "kv_heads", "batch", "length", "query_len"):
             check.count(name, getattr(self, name), minimum=1)
         check.divides("kv_heads", self.kv_heads, "heads", self.heads)
@@ -66,7 +68,12 @@ class DecodeShape:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        """Of queries and RoPE keys."""
+        return DTYPES.get(self.dtype, torch.bfloat16)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return CACHE_DTYPES[self.dtype]
 
     @property
     def rope_dim(self) -> int:
@@ -85,7 +92,9 @@ class DecodeShape:
 
     @property
     def bytes_per_token(self) -> int:
-        return self.spec.bytes_per_token(self.torch_dtype)
+        """The records alone: FP8's scales, one a head of the whole cache, weigh nothing."""
+        wider = self.torch_dtype.itemsize - self.cache_dtype.itemsize
+        return self.spec.bytes_per_token(self.cache_dtype) + wider * self.rope_dim
 
     @property
     def cache_bytes(self) -> int:

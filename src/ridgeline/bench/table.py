@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from ridgeline.bench.compare import size
 from ridgeline.bench.decode import Row
+from ridgeline.bench.grid import Grid, PlainConsole, Terminal
 from ridgeline.bench.shapes import DTYPES
 from ridgeline.bench.timing import MAX_DRIFT
 from ridgeline.roofline import gemm_dtype
@@ -15,31 +12,30 @@ from ridgeline.roofline import gemm_dtype
 MIN_WIDTH = 125
 
 
-def console() -> Console:
-    """A console that does not wrap tables where the output is no terminal."""
+def console() -> Terminal:
+    """A console that does not wrap tables where the output is no terminal; plain without rich."""
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:
+        return PlainConsole()
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=MIN_WIDTH)
 
 
-def empty() -> Table:
-    """A table with no column yet, in the one look."""
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-
-
-def decode_table(rows: Sequence[Row]) -> Table:
+def decode_table(rows: Sequence[Row]) -> Grid:
     """One line a shape; the last columns are how many times longer each peer took."""
-    table = empty()
+    table = Grid()
     for name in ("attention", "batch x\nlength"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     if several := len({(r.shape.query_len, r.shape.dtype) for r in rows}) > 1:
-        table.add_column("L_q,\ndtype", no_wrap=True)
+        table.add_column("L_q,\ndtype")
     for name in ("bytes/\ntoken", "ms", "GB/s", "GFLOP\n/s", "% of\nroof", "no pre-\nfetch"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     # "sdpa gqa bf16" and the like, those of one dtype together, "eager" last.
     found = {name for row in rows for name in row.peers}
     peers = sorted(found, key=lambda x: (x.split()[-1], "eager" in x, x))
     for name in peers:
-        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(name.replace(" ", "\n"), justify="right")
     previous = None
     for row in rows:
         s = row.shape

@@ -9,6 +9,7 @@ ATTEMPTS = 3
 MAX_DRIFT = 0.15
 
 Samples = dict[Hashable, list[float]]
+Clock = Callable[[Callable[[], object]], float]
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -17,7 +18,9 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleave(calls: Mapping[Hashable, Callable[[], object]], reps: int) -> Samples:
+def interleave(
+    calls: Mapping[Hashable, Callable[[], object]], reps: int, clock: Clock = seconds
+) -> Samples:
     """Seconds of each call, ``reps`` rounds of all of them, each round in an order of its own.
 
     In a fixed order a call would always meet what the same other one left behind: a core that a
@@ -27,19 +30,22 @@ def interleave(calls: Mapping[Hashable, Callable[[], object]], reps: int) -> Sam
     draw = random.Random(0)
     for _ in range(reps):
         for name in draw.sample(list(calls), len(calls)):
-            samples[name].append(seconds(calls[name]))
+            samples[name].append(clock(calls[name]))
     return samples
 
 
 def steady(
-    calls: Mapping[Hashable, Callable[[], object]], reps: int, roofs: Sequence[Hashable]
+    calls: Mapping[Hashable, Callable[[], object]],
+    reps: int,
+    roofs: Sequence[Hashable],
+    clock: Clock = seconds,
 ) -> tuple[Samples, float]:
     """``interleave`` and the largest drift of those calls that are ``roofs``.
 
     Measured again, up to ``ATTEMPTS`` times, while a roof drifts by more than ``MAX_DRIFT``.
     """
     for _ in range(ATTEMPTS):
-        samples = interleave(calls, reps)
+        samples = interleave(calls, reps, clock)
         found = max(drift(samples[name]) for name in roofs)
         if found <= MAX_DRIFT:
             break

@@ -7,7 +7,8 @@ from torch import Tensor
 # Relative error (Frobenius norm) against float32 attention on the same inputs. Ours rounds the
 # probabilities and the output once each: twice 2^-9 in BF16, 2^-12 in FP16, doubled. Eager PyTorch
 # also rounds scores, of size up to 2^3, before their exponential: 2^3 times more.
-ROUNDING = {"bf16": 2.0**-9, "fp16": 2.0**-12, "fp32": 2.0**-19}
+# Of FP8 caches the quantised values are the truth, and what is computed from them is BF16.
+ROUNDING = {"bf16": 2.0**-9, "fp16": 2.0**-12, "fp32": 2.0**-19, "fp8": 2.0**-9}
 OURS_BUDGET, PEER_BUDGET = 4, 32
 
 

@@ -1,5 +1,5 @@
 """What the machine can do at best, measured."""
 
-from ridgeline.roofline.roofs import Roofs, gemm, gemm_dtype, read
+from ridgeline.roofline.roofs import Roofs, copy, gemm, gemm_dtype, read
 
-__all__ = ["Roofs", "gemm", "gemm_dtype", "read"]
+__all__ = ["Roofs", "copy", "gemm", "gemm_dtype", "read"]

@@ -1,7 +1,7 @@
-"""The two measured roofs of a decode step: reading memory, and multiplying matrices.
+"""The two measured roofs of a decode step: moving memory, and multiplying matrices.
 
-Roofline model: Williams, Waterman, Patterson, CACM 52(4), 2009. Both roofs are measured with the
-threads that the kernels use, in the same run as the kernels: machines shift between speed states.
+Roofline model: Williams, Waterman, Patterson, CACM 52(4), 2009. Both roofs are measured in the same
+run as the kernels, on a CPU with the threads that they use: machines shift between speed states.
 """
 
 import time
@@ -16,11 +16,16 @@ from ridgeline.ops.common import core
 
 GEMM_SIZE = 2048
 PROBE_SIZE = 256
+# On a GPU: a copy whose launch and ramp do not count, a product that fills every multiprocessor.
+COPY_BYTES = 2 << 30
+GPU_GEMM_SIZE = 8192
 
 
 @dataclass(frozen=True)
 class Roofs:
-    """``memory``: bytes a second that all threads read; ``gemm``: FLOP a second of torch."""
+    """``memory``: bytes a second that all threads read, or that a GPU's copy reads and writes;
+    ``gemm``: FLOP a second of torch.
+    """
 
     memory: float
     gemm: float
@@ -50,10 +55,30 @@ def read(x: Tensor) -> None:
         flat[: flat.numel() // 8 * 8].view(torch.int64).sum()
 
 
-def gemm(dtype: torch.dtype, size: int | None = None) -> tuple[Callable[[], Tensor], int]:
-    """A square ``torch.matmul`` in ``gemm_dtype`` to time for the compute roof, and its FLOPs."""
-    size = GEMM_SIZE if size is None else size
-    a, b = (torch.randn(size, size).to(gemm_dtype(dtype)) for _ in range(2))
+def copy(where: torch.device | str, nbytes: int | None = None) -> tuple[Callable[[], Tensor], int]:
+    """A copy within a device's memory to time for the memory roof, and the bytes that it moves.
+
+    These are ``nbytes`` read and as many written.
+    """
+    nbytes = COPY_BYTES if nbytes is None else nbytes
+    source = torch.empty(nbytes // 8, dtype=torch.int64, device=where).random_()
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source), 2 * source.nbytes
+
+
+def gemm(
+    dtype: torch.dtype, size: int | None = None, where: torch.device | str = "cpu"
+) -> tuple[Callable[[], Tensor], int]:
+    """A square ``torch.matmul`` to time for the compute roof, and its FLOPs.
+
+    On a CPU in ``gemm_dtype``, on a GPU in ``dtype``. Entries are random: a GPU multiplies zeros
+    faster, since they take less power.
+    """
+    on_cpu = torch.device(where).type == "cpu"
+    if size is None:
+        size = GEMM_SIZE if on_cpu else GPU_GEMM_SIZE
+    used = gemm_dtype(dtype) if on_cpu else dtype
+    a, b = (torch.randn(size, size, device=where).to(used) for _ in range(2))
     return lambda: a @ b, 2 * size**3
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from matplotlib.figure import Figure
-from rich.table import Table
 from torch import Tensor
 
-from ridgeline.bench import files, table
+from ridgeline.bench import files
+from ridgeline.bench.grid import Grid
 from ridgeline.ops.attention import attention, fp8
 from ridgeline.ops.common import check
 from ridgeline.ops.common.dispatch import Impl
@@ -179,12 +178,12 @@ def line(row: Row) -> str:
     return f"{row.method}, {row.length} tokens: RMSE {row.error:.2e}"
 
 
-def accuracy_table(rows: Sequence[Row]) -> Table:
-    found = table.empty()
-    found.add_column("attention", no_wrap=True)
+def accuracy_table(rows: Sequence[Row]) -> Grid:
+    found = Grid()
+    found.add_column("attention")
     titles = ("tokens", "RMSE", "least", "most", "x standard\nfp8", "x fp8 per\ntensor")
     for title in titles:
-        found.add_column(title, justify="right", no_wrap=True)
+        found.add_column(title, justify="right")
     previous = None
     for row in rows:
         if previous not in (None, row.length):
@@ -237,6 +236,8 @@ def record(row: Row) -> files.Record:
 
 def plot(path: Path, rows: Sequence[Row], machine: str) -> None:
     """Medians of the FP8 methods as bars, their spread as lines, a panel for each length."""
+    from matplotlib.figure import Figure
+
     rows = [row for row in rows if row.method.startswith("fp8")]
     lengths = list(dict.fromkeys(row.length for row in rows))
     figure = Figure(figsize=(2.6 + 3.2 * len(lengths), 3.4), dpi=150, layout="constrained")

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from rich.table import Table
 
-from ridgeline.bench import files, table
+from ridgeline.bench import files
 from ridgeline.bench.attention.shapes import PASSES, AttentionShape
+from ridgeline.bench.grid import Grid
 from ridgeline.ops.common import check
 from ridgeline.ops.common.dispatch import Impl
 
@@ -94,12 +94,12 @@ def line(row: Row) -> str:
     return f"{row.shape.label} {row.shape.dtype} {row.which}: {row.peak / 1e6:.1f} MB"
 
 
-def memory_table(rows: Sequence[Row]) -> Table:
-    found = table.empty()
+def memory_table(rows: Sequence[Row]) -> Grid:
+    found = Grid()
     for name in ("attention", "mask", "dtype", "pass"):
-        found.add_column(name, no_wrap=True)
+        found.add_column(name)
     for name in ("peak\nMB", "of it\nresults", "torch\nSDPA", "all\nscores"):
-        found.add_column(name, justify="right", no_wrap=True)
+        found.add_column(name, justify="right")
     for row in rows:
         sizes = (row.peak, row.results, row.sdpa, row.scores)
         found.add_row(

@@ -3,27 +3,28 @@
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from ridgeline.bench.attention import accuracy, memory, report
 from ridgeline.bench.attention.measure import AttentionOptions, measure, record
 from ridgeline.bench.attention.shapes import AttentionShape
-from ridgeline.bench.run import Report, bench
+from ridgeline.bench.grid import Terminal
+from ridgeline.bench.run import Report, Rows, bench
 
 
-def bench_attention(options: AttentionOptions, console: Console, **out: Path | None) -> list:
+def bench_attention(options: AttentionOptions, console: Terminal, **out: Path | None) -> list:
     """``ridgeline bench attention``."""
     work = [(_name(s), partial(measure, s, options)) for s in options.shapes]
     return bench(work, ATTENTION, console, **out)
 
 
-def bench_memory(options: memory.MemoryOptions, console: Console, **out: Path | None) -> list:
+def bench_memory(options: memory.MemoryOptions, console: Terminal, **out: Path | None) -> list:
     """``ridgeline bench memory``."""
     work = [(_name(s), partial(memory.measure, s, options)) for s in options.shapes]
     return bench(work, MEMORY, console, **out)
 
 
-def bench_accuracy(options: accuracy.AccuracyOptions, console: Console, **out: Path | None) -> list:
+def bench_accuracy(
+    options: accuracy.AccuracyOptions, console: Terminal, **out: Path | None
+) -> list:
     """``ridgeline bench accuracy``."""
     work = [(f"{n} tokens", partial(accuracy.measure, n, options)) for n in options.lengths]
     return bench(work, ACCURACY, console, **out)
@@ -33,12 +34,18 @@ def _name(shape: AttentionShape) -> str:
     return f"{shape.label}, {shape.mask}, {shape.dtype}"
 
 
+def _attention_plot(path: Path, rows: Rows, machine: str) -> None:
+    from ridgeline.bench.attention.plot import plot
+
+    plot(path, rows, machine)
+
+
 ATTENTION = Report(
     line=report.line,
     table=report.attention_table,
     notes=report.notes,
     record=record,
-    plot=report.plot,
+    plot=_attention_plot,
 )
 MEMORY = Report(
     line=memory.line, table=memory.memory_table, notes=memory.notes, record=memory.record
