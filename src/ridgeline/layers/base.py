@@ -6,6 +6,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ridgeline.cache import CacheStep
+from ridgeline.layers import rows
 from ridgeline.ops.common import check
 
 
@@ -61,8 +63,18 @@ class AttentionLayer(nn.Module):
         """Constructor arguments beyond the head counts, and weights, of a rank's layer."""
         raise NotImplementedError
 
-    def _check_inputs(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
+    def _check_inputs(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: CacheStep | None,
+        subtree_end: Tensor | None,
+    ) -> None:
         check.shape("x", x, ("B", "L", self.hidden_size))
+        if subtree_end is not None:
+            if cache is not None:
+                raise ValueError("subtree_end: expected None with a cache, got both")
+            rows.check_subtree_end(subtree_end, *x.shape[:2])
         for name, table in zip(("rotary[0]", "rotary[1]"), rotary, strict=True):
             check.shape(name, table, (*x.shape[:2], self.rope_dim // 2))
 

@@ -130,9 +130,10 @@ class GroupedLatentAttention(AttentionLayer):
         cache: CacheStep | None = None,
         layer: int = 0,
         impl: Impl = "auto",
+        subtree_end: Tensor | None = None,
     ) -> Tensor:
         """As ``GroupedQueryAttention.forward``; ``rotary`` is of ``RotaryEmbedding(rope_dim)``."""
-        self._check_inputs(x, rotary)
+        self._check_inputs(x, rotary, cache, subtree_end)
         q = self.q_proj(x) if self.q_rank is None else self.q_up(self.q_norm(self.q_down(x)))
         q = q.unflatten(-1, (self.num_heads, self.head_dim + self.rope_dim))
         q_nope, q_rope = q.split((self.head_dim, self.rope_dim), dim=-1)
@@ -146,18 +147,25 @@ class GroupedLatentAttention(AttentionLayer):
             cache.write(layer, state.flatten(0, 1), k_rope.flatten(0, 2))
         if cache is None or cache.is_prefill:
             q = torch.cat((q_nope, q_rope), dim=-1)
-            out = self._expanded(q, state, k_rope, None if cache is None else cache.query_lens)
+            lens = None if cache is None else cache.query_lens
+            out = self._expanded(q, state, k_rope, lens, subtree_end)
         else:
             out = self._absorbed(q_nope, q_rope, cache, layer, impl)
         return self._project_out(out)
 
     def _expanded(
-        self, q: Tensor, state: Tensor, k_rope: Tensor, query_lens: list[int] | None
+        self,
+        q: Tensor,
+        state: Tensor,
+        k_rope: Tensor,
+        query_lens: list[int] | None,
+        subtree_end: Tensor | None,
     ) -> Tensor:
         """Attention over per-head keys and values made from the latents."""
         shared = k_rope.expand(-1, -1, self.num_heads, -1)
         k = torch.cat((self._up(state, self.k_up), shared), dim=-1)
-        return causal_attention(q, k, self._up(state, self.v_up), self.softmax_scale, query_lens)
+        v = self._up(state, self.v_up)
+        return causal_attention(q, k, v, self.softmax_scale, query_lens, subtree_end)
 
     def _up(self, state: Tensor, weight: Tensor) -> Tensor:
         """``state [B, L, h_c, d_c]`` through ``weight [h_q, d_h, d_c]`` -> ``[B, L, h_q, d_h]``."""

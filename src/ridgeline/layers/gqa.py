@@ -74,6 +74,7 @@ class GroupedQueryAttention(AttentionLayer):
         cache: CacheStep | None = None,
         layer: int = 0,
         impl: Impl = "auto",
+        subtree_end: Tensor | None = None,
     ) -> Tensor:
         """Attention of ``x [B, L, D]`` over itself and, with ``cache``, over what came before.
 
@@ -84,6 +85,8 @@ class GroupedQueryAttention(AttentionLayer):
                 through the cached tokens.
             layer: index of this layer in the cache.
             impl: implementation of the decode operation.
+            subtree_end: ``[B, L]`` int32, without ``cache``: rows of packed sequences, which may
+                share prefixes (see ``ridgeline.subtree_end``).
 
         Returns:
             ``[B, L, D]``. Rows of left padding hold finite values that mean nothing.
@@ -91,7 +94,7 @@ class GroupedQueryAttention(AttentionLayer):
         Raises:
             TypeError, ValueError: a shape or dtype does not fit, or ``impl`` cannot run the call.
         """
-        self._check_inputs(x, rotary)
+        self._check_inputs(x, rotary, cache, subtree_end)
         q = apply_rotary(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)), *rotary)
         kv_heads = (self.num_kv_heads, self.head_dim)
         k = apply_rotary(self.k_proj(x).unflatten(-1, kv_heads), *rotary)
@@ -100,7 +103,7 @@ class GroupedQueryAttention(AttentionLayer):
             cache.write(layer, k.flatten(0, 1), v.flatten(0, 1))
         if cache is None or cache.is_prefill:
             lens = None if cache is None else cache.query_lens
-            out = causal_attention(q, k, v, self.softmax_scale, lens)
+            out = causal_attention(q, k, v, self.softmax_scale, lens, subtree_end)
         else:
             out = paged_decode(
                 q,

@@ -81,9 +81,10 @@ class GroupedTiedAttention(AttentionLayer):
         cache: CacheStep | None = None,
         layer: int = 0,
         impl: Impl = "auto",
+        subtree_end: Tensor | None = None,
     ) -> Tensor:
         """As ``GroupedQueryAttention.forward``; ``rotary`` is of ``RotaryEmbedding(rope_dim)``."""
-        self._check_inputs(x, rotary)
+        self._check_inputs(x, rotary, cache, subtree_end)
         q = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
         q_rope = apply_rotary(q_rope, *rotary)
@@ -96,7 +97,7 @@ class GroupedTiedAttention(AttentionLayer):
             shared = k_rope.expand(-1, -1, self.num_kv_heads, -1)
             q = torch.cat((q_nope, q_rope), dim=-1)
             k = torch.cat((state[..., : self.nope_dim], shared), dim=-1)
-            out = causal_attention(q, k, state, self.softmax_scale, lens)
+            out = causal_attention(q, k, state, self.softmax_scale, lens, subtree_end)
         else:
             out = tied_decode(
                 q_nope,

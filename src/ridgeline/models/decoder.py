@@ -65,10 +65,20 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], step: CacheStep | None, impl: Impl
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        step: CacheStep | None,
+        impl: Impl,
+        subtree_end: Tensor | None,
     ) -> Tensor:
         attended = self.self_attn(
-            self.input_layernorm(x), rotary, cache=step, layer=self.index, impl=impl
+            self.input_layernorm(x),
+            rotary,
+            cache=step,
+            layer=self.index,
+            impl=impl,
+            subtree_end=subtree_end,
         )
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from ridgeline.layers import GroupedLatentAttention, RotaryEmbedding
+from ridgeline.layers import GroupedLatentAttention, RotaryEmbedding, rows
 from ridgeline.models import padding
 from ridgeline.models.cache import RidgelineCache
 from ridgeline.models.config import RidgelineConfig
@@ -116,12 +116,17 @@ class RidgelineModel(RidgelinePreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         impl: Impl | None = None,
+        subtree_end: Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """As ``RidgelineForCausalLM.forward``, up to the final norm."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: expected exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         check.shape("inputs_embeds", x, ("B", "L", self.config.hidden_size))
+        if subtree_end is not None:
+            if past_key_values is not None or use_cache:
+                raise ValueError("subtree_end: expected no cache, got past_key_values or use_cache")
+            use_cache = False
         cache = self._cache(past_key_values, use_cache, rows=x.shape[0])
         copies = 1 if cache is None else cache.take_copies(x.shape[0])
         if copies > 1:
@@ -130,6 +135,13 @@ class RidgelineModel(RidgelinePreTrainedModel):
             )
         batch, length = x.shape[:2]
         lengths = padding.real_lengths(attention_mask, batch, length, cached=cache is not None)
+        if subtree_end is not None:
+            rows.check_subtree_end(subtree_end, batch, length)
+            if lengths is not None:
+                raise ValueError("attention_mask: expected padding right of rows with subtree_end")
+            if position_ids is None:
+                position_ids = rows.depths(subtree_end)
+        packed = cache is None and position_ids is not None
         if position_ids is None:
             start = [0] * batch if cache is None else cache.lengths(batch)
             position_ids = padding.positions(start, lengths, length, x.device)
@@ -141,6 +153,9 @@ class RidgelineModel(RidgelinePreTrainedModel):
         moved = lengths is not None and cache is None
         if moved:
             x, position_ids = (padding.to_left(t, lengths) for t in (x, position_ids))
+        if packed:
+            real = padding.real_tokens(attention_mask, lengths if moved else None, length, x.device)
+            subtree_end = rows.of_rows(position_ids, subtree_end, real).subtree_end
 
         rotary = self.rotary(position_ids)
         impl = self.decode_impl if impl is None else check.name_of_impl(impl)
@@ -148,7 +163,7 @@ class RidgelineModel(RidgelinePreTrainedModel):
         with nullcontext() if cache is None else cache.step(batch, length, lengths) as step:
             for layer in self.layers:
                 states.append(x)
-                x = layer(x, rotary, step, impl)
+                x = layer(x, rotary, step, impl, subtree_end)
         states.append(self.norm(x))
 
         if output_hidden_states is None:
@@ -256,6 +271,7 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         impl: Impl | None = None,
+        subtree_end: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss of ``labels``.
@@ -264,7 +280,8 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
             input_ids: ``[B, L]``, the new tokens only where ``past_key_values`` holds others.
             attention_mask: ``[B, n]``, n >= L, 0 for padding, which stands left of a row's tokens
                 and never enters the cache. Without a cache it may also stand right of them.
-            position_ids: ``[B, L]``; by default each row's real tokens count from 0.
+            position_ids: ``[B, L]``; by default each row's real tokens count from 0. Without a
+                cache, tokens from a 0 on are a document of their own.
             past_key_values: a ``RidgelineCache``; one is made if ``use_cache`` says so. With
                 ``labels`` none is made.
             inputs_embeds: ``[B, L, hidden_size]`` in place of ``input_ids``.
@@ -272,6 +289,9 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
                 before, in float32.
             logits_to_keep: logits of the last so many columns only; 0 for all.
             impl: implementation of decode attention in this call.
+            subtree_end: ``[B, L]`` int32, rows of packed sequences that may share prefixes (see
+                ``ridgeline.subtree_end``), without a cache. By default their positions follow from
+                it. Padding stands right of a row's tokens.
 
         Raises:
             ValueError, TypeError: an argument has the wrong shape or value.
@@ -287,6 +307,7 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
             use_cache=use_cache if labels is None else False,
             output_hidden_states=output_hidden_states,
             impl=impl,
+            subtree_end=subtree_end,
             return_dict=True,
         )
         hidden = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)

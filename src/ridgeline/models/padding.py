@@ -37,6 +37,23 @@ def real_lengths(mask: Tensor | None, batch: int, columns: int, cached: bool) ->
     return real.sum(dim=1).tolist()
 
 
+def real_tokens(
+    mask: Tensor | None, lengths: Sequence[int] | None, columns: int, device: torch.device
+) -> Tensor | None:
+    """``[B, columns]`` bool, False for padding; ``None`` where there is none.
+
+    Args:
+        mask: as of ``real_lengths``.
+        lengths: real tokens of each row where they were moved to its front (``to_left``).
+    """
+    if lengths is not None:
+        return torch.arange(columns, device=device) < torch.tensor(lengths, device=device)[:, None]
+    if mask is None:
+        return None
+    real = mask[:, mask.shape[1] - columns :] != 0
+    return None if real.all() else real
+
+
 def positions(
     start: Sequence[int], lengths: Sequence[int] | None, columns: int, device: torch.device
 ) -> Tensor:

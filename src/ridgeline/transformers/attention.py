@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ridgeline.layers import rows
 from ridgeline.ops.attention import attention
 from ridgeline.ops.common import check
-from ridgeline.transformers import layout
 from ridgeline.transformers.decode import decode
 from ridgeline.transformers.masks import MAX_DECODE
+from ridgeline.transformers.memo import Memo
 from ridgeline.transformers.windows import segments
 
 MAX_DIM = 256  # of the kernels for whole rows
@@ -19,7 +20,7 @@ _REFUSED = {
     "position_bias": "a bias of the scores",
     "cache": "the cache of continuous batching",
 }
-_flags, _rows, _steps, _pieces = layout.Memo(), layout.Memo(), layout.Memo(), layout.Memo()
+_flags, _rows, _steps, _pieces = Memo(), Memo(), Memo(), Memo()
 
 
 def attention_forward(
@@ -112,7 +113,7 @@ class Call:
         starts_q, starts_k = (_starts(n, x) for n, x in (("q", starts_q), ("k", starts_k)))
         check.shape("query", self.q, (1, *self.q.shape[1:]))
         if position_ids is not None:
-            _steps(layout.check_packed_positions, position_ids, starts_q)
+            _steps(rows.check_packed_positions, position_ids, starts_q)
         out = self._attend(
             self.q[0],
             self.key[0].transpose(0, 1),
@@ -140,14 +141,14 @@ class Call:
         if keys != length:
             if subtree_end is not None:
                 raise ValueError("subtree_end: expected no cached tokens before it, got some")
-            rows = _rows(layout.behind_cache, length, position_ids, real)
+            layout = _rows(rows.behind_cache, length, position_ids, real)
         else:
             if subtree_end is not None:
-                layout.check_subtree_end(subtree_end, batch, length)
-            rows = _rows(layout.of_rows, position_ids, subtree_end, real, documents)
-        window, ends = self.window, rows.subtree_end
+                rows.check_subtree_end(subtree_end, batch, length)
+            layout = _rows(rows.of_rows, position_ids, subtree_end, real, documents)
+        window, ends = self.window, layout.subtree_end
         pieces = None
-        if window is not None and rows.branches:
+        if window is not None and layout.branches:
             window, pieces = None, _pieces(segments, ends, window)
         if pieces is None:
             ends = None if ends is None else ends.expand(batch, keys)
@@ -163,7 +164,7 @@ class Call:
         return out.unflatten(0, (batch, length))
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, **layout: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, **rows_of: Tensor | None
     ) -> Tensor:
         return attention(
             q,
@@ -173,7 +174,7 @@ class Call:
             softmax_scale=self.scale,
             window=None if window is None else (window - 1, None),
             softcap=self.softcap,
-            **layout,
+            **rows_of,
         )
 
 

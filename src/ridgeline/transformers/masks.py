@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.masking_utils import causal_mask_function
 
-from ridgeline.transformers.refusal import require
+from ridgeline.layers.rows import require
 
 MAX_DECODE = 16  # query tokens a step that still go to the decode kernels
 _LAYERS = {"full_attention", "sliding_attention"}

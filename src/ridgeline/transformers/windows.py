@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ridgeline.transformers.layout import depths
-from ridgeline.transformers.refusal import require
+from ridgeline.layers.rows import depths, require
 
 
 @dataclass(frozen=True)

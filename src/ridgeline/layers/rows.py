@@ -1,17 +1,11 @@
 """Rows of several sequences: from positions, padding and trees to one ``subtree_end``."""
 
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ridgeline.ops.common import check
-from ridgeline.transformers.refusal import require
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,7 @@ def of_rows(
     position_ids: Tensor | None,
     subtree_end: Tensor | None,
     real: Tensor | None,
-    documents: Tensor | None,
+    documents: Tensor | None = None,
 ) -> Layout:
     """The layout of whole rows of L tokens, nothing of which was cached before.
 
@@ -61,6 +55,18 @@ def of_rows(
             "to its attention; describe packed rows by subtree_end",
         )
     return Layout(None if real is None else _ends_of_padding(real))
+
+
+def require(holds: Tensor, message: str) -> None:
+    """Raise ``ValueError`` unless ``holds``, a bool of one element, is true.
+
+    Inside ``torch.compile`` its value is not at hand: there the graph asserts it when it runs, and
+    fails with ``RuntimeError``.
+    """
+    if torch.compiler.is_compiling():
+        torch._assert_async(holds, message)
+    elif not holds:
+        raise ValueError(message)
 
 
 def check_subtree_end(subtree_end: Tensor, batch: int, length: int) -> None:
@@ -174,31 +180,3 @@ def _ends_of_padding(real: Tensor) -> Tensor:
     """Padding is seen by itself alone, and what follows a row's last token sees no token."""
     stop = torch.where(real, _own_end(real), 0).amax(1, keepdim=True)
     return torch.where(real, stop, _own_end(real))
-
-
-class Memo:
-    """The last result, kept while it is asked for with the same unchanged tensors: once a forward.
-
-    Layers of one forward share their tensors, and a check that reads values makes a device wait.
-    """
-
-    def __init__(self) -> None:
-        self._last: tuple[list[Any], Any] | None = None
-
-    def __call__(self, make: Callable[..., T], *args: Any) -> T:
-        tensors = [x for x in args if isinstance(x, Tensor)]
-        if torch.compiler.is_compiling() or any(x.is_inference() for x in tensors):
-            return make(*args)
-        last = self._last
-        if last is not None and all(map(_same, last[0], args)):
-            return last[1]
-        result = make(*args)
-        known = [(weakref.ref(x), x._version) if isinstance(x, Tensor) else x for x in args]
-        self._last = (known, result)
-        return result
-
-
-def _same(known: Any, x: Any) -> bool:
-    if isinstance(x, Tensor):
-        return isinstance(known, tuple) and known[0]() is x and known[1] == x._version
-    return known == x
