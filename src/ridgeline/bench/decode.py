@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 
 import torch
 
 from ridgeline.bench import files, peers, timing
 from ridgeline.bench.inputs import DecodeInputs
 from ridgeline.bench.machine import cold_bytes
-from ridgeline.bench.shapes import DTYPES, VARIANTS, DecodeShape, default_heads
+from ridgeline.bench.shapes import DTYPES, VARIANTS, DecodeShape, all_shapes
 from ridgeline.bench.verify import OURS_BUDGET, PEER_BUDGET, ROUNDING, relative_error
 from ridgeline.ops.common import check, core
 from ridgeline.ops.common.dispatch import Impl
@@ -102,18 +101,23 @@ class DecodeOptions:
                 raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
 
     def shapes(self) -> list[DecodeShape]:
-        """All shapes, those of one size together, so that variants stand beside each other."""
-        return [
-            DecodeShape(variant, heads, in_cache, self.head_dim, batch, length, query_len, dtype)
-            for dtype, query_len, (batch, length), variant in product(
-                self.dtypes, self.query_lens, self.sizes, self.variants
-            )
-            for heads, in_cache in self._heads(variant)
-        ]
-
-    def _heads(self, variant: str) -> list[tuple[int, int]]:
-        found = default_heads(variant, self.heads, self.kv_heads, self.latent_heads)
-        return found[:1] if self.one_head_count else found
+        """All combinations; with ``one_head_count`` the first of each variant and size."""
+        found = all_shapes(
+            self.variants,
+            self.sizes,
+            self.query_lens,
+            self.dtypes,
+            self.heads,
+            kv_heads=self.kv_heads,
+            latent_heads=self.latent_heads,
+            head_dim=self.head_dim,
+        )
+        if not self.one_head_count:
+            return found
+        first = {}
+        for s in found:
+            first.setdefault((s.variant, s.batch, s.length, s.query_len, s.dtype), s)
+        return list(first.values())
 
 
 def run(options: DecodeOptions) -> Iterator[Row]:
@@ -190,28 +194,7 @@ def _peers(inputs: DecodeInputs, exact: peers.Dense) -> list[peers.Peer]:
 
 def record(row: Row) -> files.Record:
     """One row as flat columns; a unit ends the name where there is one."""
-    shape, roofs = row.shape, row.roofs
-    columns: files.Record = {
-        "variant": shape.variant,
-        "heads": shape.heads,
-        "cache_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "batch": shape.batch,
-        "length": shape.length,
-        "query_len": shape.query_len,
-        "dtype": shape.dtype,
-        "bytes_per_token": shape.bytes_per_token,
-        "flop_per_byte": round(shape.intensity, 2),
-        "ms": files.ms(row.seconds),
-        "GB/s": round(row.bandwidth / 1e9, 3),
-        "GFLOP/s": round(row.flop_rate / 1e9, 1),
-        "percent_of_roof": round(row.percent, 1),
-        "binding_roof": row.binding,
-        "memory_roof_GB/s": round(roofs.memory / 1e9, 3),
-        "gemm_roof_GFLOP/s": round(roofs.gemm / 1e9, 1),
-        "roof_drift": round(row.drift, 3),
-        "relative_error": float(f"{row.error:.2e}"),
-    }
+    columns = shape_columns(row.shape) | measured_columns(row)
     if row.no_prefetch is not None:
         columns["no_prefetch_ms"] = files.ms(row.no_prefetch)
         columns["no_prefetch_ratio"] = round(row.prefetch_gain, 3)
@@ -222,3 +205,35 @@ def record(row: Row) -> files.Record:
         columns[f"{column}_ms"] = files.ms(seconds)
         columns[f"{column}_ratio"] = round(row.speedup(name), 2)
     return columns
+
+
+def shape_columns(shape: DecodeShape) -> files.Record:
+    """What was computed."""
+    return {
+        "variant": shape.variant,
+        "heads": shape.heads,
+        "cache_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "batch": shape.batch,
+        "length": shape.length,
+        "query_len": shape.query_len,
+        "dtype": shape.dtype,
+        "bytes_per_token": shape.bytes_per_token,
+        "flop_per_byte": round(shape.intensity, 2),
+    }
+
+
+def measured_columns(row: Row) -> files.Record:
+    """How fast it was, beside its roofs, and how exact."""
+    roofs = row.roofs
+    return {
+        "ms": files.ms(row.seconds),
+        "GB/s": round(row.bandwidth / 1e9, 3),
+        "GFLOP/s": round(row.flop_rate / 1e9, 1),
+        "percent_of_roof": round(row.percent, 1),
+        "binding_roof": row.binding,
+        "memory_roof_GB/s": round(roofs.memory / 1e9, 3),
+        "gemm_roof_GFLOP/s": round(roofs.gemm / 1e9, 1),
+        "roof_drift": round(row.drift, 3),
+        "relative_error": float(f"{row.error:.2e}"),
+    }

@@ -1,7 +1,9 @@
 """The shapes of a decode step, with its bytes and FLOPs counted from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import torch
 
@@ -112,6 +114,30 @@ class DecodeShape:
     def intensity(self) -> float:
         """FLOP per byte of cache."""
         return self.flops / self.cache_bytes
+
+
+def all_shapes(
+    variants: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    query_lens: Sequence[int],
+    dtypes: Sequence[str],
+    heads: tuple[int, ...] | None = None,
+    *,
+    kv_heads: int = 8,
+    latent_heads: int = 2,
+    head_dim: int = 128,
+) -> list[DecodeShape]:
+    """Every combination; those of one size together, so that variants stand beside each other.
+
+    ``sizes`` are ``(batch, length)``; ``heads`` query heads, by default those of each variant.
+    """
+    return [
+        DecodeShape(variant, h, in_cache, head_dim, batch, length, query_len, dtype)
+        for dtype, query_len, (batch, length), variant in product(
+            dtypes, query_lens, sizes, variants
+        )
+        for h, in_cache in default_heads(variant, heads, kv_heads, latent_heads)
+    ]
 
 
 def default_heads(

@@ -1,0 +1,212 @@
+"""``ridgeline bench decode --device cuda``: a row for every implementation of a shape."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from math import nan
+
+import torch
+from torch import Tensor
+
+from ridgeline.bench import files, timing
+from ridgeline.bench.cuda import decode_peers, packages, prefetch
+from ridgeline.bench.cuda.shapes import PAGE_SIZES, decode_shapes
+from ridgeline.bench.cuda.trials import Trials
+from ridgeline.bench.decode import Row as MeasuredRow
+from ridgeline.bench.decode import measured_columns, shape_columns
+from ridgeline.bench.device import Device
+from ridgeline.bench.inputs import DecodeInputs
+from ridgeline.bench.peers import Dense, oracle
+from ridgeline.bench.shapes import DecodeShape
+from ridgeline.bench.verify import OURS_BUDGET, PEER_BUDGET, ROUNDING
+from ridgeline.ops.common import check
+from ridgeline.roofline import roofs
+
+IMPLS = ("triton", "hopper")
+PREFETCH = (0, 1, 2, 4)  # tiles
+
+
+@dataclass(frozen=True)
+class CudaDecodeOptions:
+    """What to run. ``prefetch``: distances of Triton's L2 prefetch, in tiles; none to skip it."""
+
+    shapes: tuple[DecodeShape, ...] = tuple(decode_shapes())
+    page_sizes: tuple[int, ...] = PAGE_SIZES
+    impls: tuple[str, ...] = IMPLS
+    prefetch: tuple[int, ...] = PREFETCH
+    reps: int = 30
+    with_peers: bool = True
+
+    def __post_init__(self) -> None:
+        check.count("reps", self.reps, minimum=1)
+        for page_size in self.page_sizes:
+            check.count("page_size", page_size, minimum=1)
+        for distance in self.prefetch:
+            check.count("prefetch", distance)
+        for impl in self.impls:
+            check.name_of_impl(impl)
+
+    def work(self) -> Iterator[tuple[DecodeShape, int]]:
+        """Shapes and page sizes, those of one shape together."""
+        for shape in self.shapes:
+            for page_size in self.page_sizes:
+                yield shape, page_size
+
+
+@dataclass(frozen=True)
+class Row(MeasuredRow):
+    """One implementation of one shape and page size.
+
+    ``prefetch``: seconds by distance in tiles. ``failure``: why there is no time; ``seconds`` is
+    then nan. ``absent`` and ``eager``: why a peer has no time, or is no CUDA graph.
+    """
+
+    impl: str = ""
+    page_size: int = 0
+    prefetch: dict[int, float] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    eager: dict[str, str] = field(default_factory=dict)
+    failure: str | None = None
+    state: dict[str, str | int] = field(default_factory=dict)
+
+
+def measure(
+    shape: DecodeShape, page_size: int, options: CudaDecodeOptions, device: Device
+) -> list[Row]:
+    """The rows of a shape: all calls take turns in one loop, each finding L2 cold."""
+    inputs = DecodeInputs(shape, page_size=page_size, cold_bytes=0, where=device.where)
+    trials = Trials(device, truth(inputs))
+    _admit_ours(trials, inputs, options)
+    ours = [impl for impl in options.impls if impl in trials.runs]
+    distances = {n: f"prefetch {n}" for n in options.prefetch}
+    if options.with_peers and ours:
+        _admit_peers(trials, inputs)
+    names = (*options.impls, *distances.values())
+    found, roof, drift = _time(trials, shape, options.reps)
+    state = device.state()
+    rows = []
+    for impl in options.impls:
+        if impl not in ours and impl not in trials.failed:
+            continue
+        seen = distances.items() if impl == prefetch.IMPL else ()
+        others = {n: x for n, x in found.items() if n not in names or n in ours}
+        rows.append(
+            Row(
+                shape=shape,
+                seconds=found.get(impl, nan),
+                roofs=roof,
+                no_prefetch=None,
+                peers={n: x for n, x in others.items() if n != impl},
+                error=trials.errors.get(impl, nan),
+                drift=drift,
+                samples={},
+                impl=impl,
+                page_size=page_size,
+                prefetch={n: found[name] for n, name in seen if name in found},
+                absent=trials.absent | {n: x for n, x in trials.failed.items() if n != impl},
+                eager=trials.eager,
+                failure=trials.failed.get(impl),
+                state=state,
+            )
+        )
+    return rows or [_nothing(shape, page_size, options, trials, roof)]
+
+
+def truth(inputs: DecodeInputs) -> Tensor:
+    """Float32 attention, ``[B, L_q, h_q, d_v]``, one sequence at a time: scores take room."""
+    each = (slice(b, b + 1) for b in range(inputs.shape.batch))
+    return torch.cat([oracle(Dense(inputs, torch.float32, sequences=b)) for b in each])
+
+
+def _admit_ours(trials: Trials, inputs: DecodeInputs, options: CudaDecodeOptions) -> None:
+    budget = OURS_BUDGET * ROUNDING[inputs.shape.dtype]
+    results = {x: trials.ours(x, partial(inputs.decode, x), budget) for x in options.impls}
+    plain = results.get(prefetch.IMPL)
+    if plain is None:
+        return
+    for n in options.prefetch:
+        name = f"prefetch {n}"
+        found = trials.ours(name, partial(prefetch.decode, inputs, n), budget)
+        if found is not None and not torch.equal(found, plain):
+            trials.reject(name, f"{name}: changed the result")
+
+
+def _admit_peers(trials: Trials, inputs: DecodeInputs) -> None:
+    budget = PEER_BUDGET * ROUNDING[inputs.shape.dtype]
+    try:
+        found = decode_peers.torch_peers(inputs)
+    except torch.OutOfMemoryError as e:  # the dense cache is a second one
+        trials.absent["sdpa"] = str(e)
+    else:
+        for name, (call, canonical) in found.items():
+            trials.peer(name, lambda call=call: call, budget, canonical)
+    for name, adapter in decode_peers.ADAPTERS.items():
+        if packages.installed(name):
+            make = partial(_adapted, name, adapter, inputs)
+            trials.peer(name, make, budget)
+
+
+def _adapted(name: str, adapter: decode_peers.Adapter, inputs: DecodeInputs) -> decode_peers.Call:
+    return adapter(packages.load(name), inputs)
+
+
+def _time(
+    trials: Trials, shape: DecodeShape, reps: int
+) -> tuple[dict[str, float], roofs.Roofs, float]:
+    """Medians of what was admitted, the roofs of the same loop, and the roofs' drift."""
+    device = trials.device
+    copy, copied = roofs.copy(device.where)
+    gemm, flops = roofs.gemm(shape.torch_dtype, where=device.where)
+    calls = {name: device.ready(call).run for name, call in (("copy", copy), ("gemm", gemm))}
+    samples, drift = timing.steady(
+        {**trials.runs, **calls}, reps, tuple(calls), clock=device.seconds
+    )
+    times = timing.medians(samples)
+    roof = roofs.Roofs(copied / times.pop("copy"), flops / times.pop("gemm"))
+    return times, roof, drift
+
+
+def _nothing(
+    shape: DecodeShape,
+    page_size: int,
+    options: CudaDecodeOptions,
+    trials: Trials,
+    roof: roofs.Roofs,
+) -> Row:
+    """A row for a shape that no implementation supports."""
+    why = "; ".join(trials.absent[impl] for impl in options.impls)
+    return Row(
+        shape=shape,
+        seconds=nan,
+        roofs=roof,
+        no_prefetch=None,
+        peers={},
+        error=nan,
+        drift=0.0,
+        samples={},
+        impl="+".join(options.impls),
+        page_size=page_size,
+        failure=why,
+    )
+
+
+def record(row: Row) -> files.Record:
+    """One row as flat columns."""
+    columns: files.Record = {"impl": row.impl, "page_size": row.page_size}
+    columns |= shape_columns(row.shape)
+    if row.failure is not None:
+        return columns | {"failure": row.failure}
+    columns |= measured_columns(row)
+    for distance, seconds in row.prefetch.items():
+        columns[f"prefetch_{distance}_ms"] = files.ms(seconds)
+    for name, seconds in row.peers.items():
+        columns[f"{_column(name)}_ms"] = files.ms(seconds)
+        columns[f"{_column(name)}_ratio"] = round(row.speedup(name), 3)
+    for ending, reasons in (("absent", row.absent), ("eager", row.eager)):
+        columns |= {f"{_column(name)}_{ending}": why for name, why in reasons.items()}
+    return columns | row.state
+
+
+def _column(peer: str) -> str:
+    start = "torch_" if peer.startswith(("sdpa", "eager")) else ""
+    return start + peer.replace(" ", "_").replace("-", "_")

@@ -1,0 +1,40 @@
+"""The commands on a GPU: what they measure, and how it is shown."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ridgeline.bench.cuda import decode, report
+from ridgeline.bench.device import Device
+from ridgeline.bench.grid import Terminal
+from ridgeline.bench.run import Report, bench
+
+
+def bench_decode(
+    options: decode.CudaDecodeOptions, device: Device, console: Terminal, **out: Path | None
+) -> list[decode.Row]:
+    """``ridgeline bench decode --device cuda``; ``out`` as of ``bench``.
+
+    Raises:
+        RuntimeError: an implementation failed; after everything else was measured and written.
+    """
+    work = [
+        (f"{s.label} {s.batch}x{s.length}", partial(decode.measure, s, page, options, device))
+        for s, page in options.work()
+    ]
+    rows = bench(work, DECODE, console, **out, device=device, save_each=True)
+    check_rows(rows)
+    return rows
+
+
+def check_rows(rows: Sequence[Any]) -> None:
+    """Raise for rows without a time."""
+    failed = sum(row.failure is not None for row in rows)
+    if failed:
+        raise RuntimeError(f"{failed} of {len(rows)} rows failed, see above")
+
+
+DECODE = Report(
+    line=report.line, table=report.decode_table, notes=report.notes, record=decode.record
+)
