@@ -9,6 +9,8 @@ What it takes, and what it refuses and why, is in ``docs/transformers.md``.
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ridgeline.transformers.attention import attention_forward
+from ridgeline.transformers.cache import GrowingCache
+from ridgeline.transformers.latent import use_latent_cache
 from ridgeline.transformers.masks import row_mask
 
 NAME = "ridgeline"
@@ -16,4 +18,4 @@ NAME = "ridgeline"
 AttentionInterface.register(NAME, attention_forward)
 AttentionMaskInterface.register(NAME, row_mask)
 
-__all__ = ["NAME", "attention_forward", "row_mask"]
+__all__ = ["NAME", "GrowingCache", "attention_forward", "row_mask", "use_latent_cache"]

@@ -9,18 +9,13 @@ from torch import Tensor, nn
 from ridgeline.layers import rows
 from ridgeline.ops.attention import attention
 from ridgeline.ops.common import check
+from ridgeline.transformers import inputs, latent
 from ridgeline.transformers.decode import decode
 from ridgeline.transformers.masks import MAX_DECODE
 from ridgeline.transformers.memo import Memo
 from ridgeline.transformers.windows import segments
 
-MAX_DIM = 256  # of the kernels for whole rows
-_REFUSED = {
-    "s_aux": "attention sinks",
-    "position_bias": "a bias of the scores",
-    "cache": "the cache of continuous batching",
-}
-_flags, _rows, _steps, _pieces = Memo(), Memo(), Memo(), Memo()
+_rows, _steps, _pieces = Memo(), Memo(), Memo()
 
 
 def attention_forward(
@@ -64,36 +59,48 @@ def attention_forward(
     Raises:
         ValueError, TypeError, NotImplementedError: an option or input that cannot be done.
     """
-    _refuse(module, query, value, dropout, is_causal, kwargs)
+    inputs.refuse(module, query, value, dropout, is_causal, kwargs)
     if sliding_window is not None:
         check.count("sliding_window", sliding_window, minimum=1)
-    query, key, value = _in_autocast(query, key, value)
-    call = Call(
-        query.transpose(1, 2),
-        key,
-        value,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window,
-        softcap=0.0 if softcap is None else softcap,
-    )
-    kind = _kind_of(attention_mask, query)
-    if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
-        if subtree_end is not None or kind in ("real", "span"):
-            raise ValueError(
-                "cu_seq_lens_q: expected neither subtree_end nor an attention_mask with padding "
-                "beside it, each says alone what sees what"
-            )
-        return call.packed(position_ids, cu_seq_lens_q, cu_seq_lens_k), None
+    query, key, value = inputs.in_autocast(query, key, value)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    softcap = 0.0 if softcap is None else softcap
+    kind = inputs.kind_of(attention_mask, query)
+    packed = cu_seq_lens_q is not None or cu_seq_lens_k is not None
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    few = query.shape[2] <= MAX_DECODE and not learns and subtree_end is None
+    few = query.shape[2] <= MAX_DECODE and not (learns or packed or subtree_end is not None)
     if few and (kind == "span" or (kind is None and query.shape[2] < key.shape[2])):
         span = attention_mask if kind == "span" else None
-        return call.decode(span), None
-    return call.whole(kind, attention_mask, position_ids, subtree_end), None
+        if span is None and query.shape[2] > 1:
+            _rows(rows.behind_cache, query.shape[2], _of_text(position_ids), None)
+        if latent.keeps_latents(module):
+            return latent.absorbed_decode(module, query, key, value, span, scale), None
+        return decode(query.transpose(1, 2), key, value, span, scale, sliding_window, softcap), None
+
+    if latent.keeps_latents(module):
+        key, value = latent.expand(module, key, value)
+    call = WholeRows(query.transpose(1, 2), key, value, scale, sliding_window, softcap)
+    if not packed:
+        real = inputs.real_keys(kind, attention_mask)
+        documents = inputs.documents(kind, attention_mask)
+        return call.attend(_of_text(position_ids), subtree_end, real, documents), None
+    if subtree_end is not None or kind in ("real", "span"):
+        raise ValueError(
+            "cu_seq_lens_q: expected neither subtree_end nor an attention_mask with padding beside "
+            "it, each says alone what sees what"
+        )
+    starts_q = inputs.starts("cu_seq_lens_q", cu_seq_lens_q)
+    starts_k = inputs.starts("cu_seq_lens_k", cu_seq_lens_k)
+    return call.attend_packed(_of_text(position_ids), starts_q, starts_k), None
+
+
+def _of_text(position_ids: Tensor | None) -> Tensor | None:
+    """Positions with one axis; those with more, as of images, say nothing of documents."""
+    return position_ids if position_ids is not None and position_ids.dim() == 2 else None
 
 
 @dataclass(frozen=True)
-class Call:
+class WholeRows:
     """``q [B, L_q, h_q, d]``, ``key`` and ``value [B, h_kv, L_k, d]``, and the layer's options."""
 
     q: Tensor
@@ -103,41 +110,17 @@ class Call:
     window: int | None
     softcap: float
 
-    def decode(self, span: Tensor | None) -> Tensor:
-        return decode(self.q, self.key, self.value, span, self.scale, self.window, self.softcap)
-
-    def packed(
-        self, position_ids: Tensor | None, starts_q: Tensor | None, starts_k: Tensor | None
-    ) -> Tensor:
-        """One row of sequences that ``cu_seq_lens_*`` tell apart."""
-        starts_q, starts_k = (_starts(n, x) for n, x in (("q", starts_q), ("k", starts_k)))
-        check.shape("query", self.q, (1, *self.q.shape[1:]))
-        if position_ids is not None:
-            _steps(rows.check_packed_positions, position_ids, starts_q)
-        out = self._attend(
-            self.q[0],
-            self.key[0].transpose(0, 1),
-            self.value[0].transpose(0, 1),
-            self.window,
-            cu_seqlens_q=starts_q,
-            cu_seqlens_k=starts_k,
-        )
-        return out[None]
-
-    def whole(
+    def attend(
         self,
-        kind: str | None,
-        mask: Tensor | None,
         position_ids: Tensor | None,
         subtree_end: Tensor | None,
+        real: Tensor | None,
+        documents: Tensor | None,
     ) -> Tensor:
-        """Rows whose keys end with the last query: training, prefill, chunks of a prefill."""
-        real, documents = _real(kind, mask), mask[:, 0, :, 0] if kind == "documents" else None
+        """Training, prefill, chunks of a prefill: ``[B, L_q, h_q, d_v]``."""
         batch, length = self.q.shape[:2]
         keys = self.key.shape[2] if real is None else real.shape[1]
         k, v = (x[:, :, :keys].transpose(1, 2) for x in (self.key, self.value))
-        if position_ids is not None and position_ids.dim() != 2:
-            position_ids = None  # of several axes, as of images: the text alone steps by one
         if keys != length:
             if subtree_end is not None:
                 raise ValueError("subtree_end: expected no cached tokens before it, got some")
@@ -146,14 +129,13 @@ class Call:
             if subtree_end is not None:
                 rows.check_subtree_end(subtree_end, batch, length)
             layout = _rows(rows.of_rows, position_ids, subtree_end, real, documents)
-        window, ends = self.window, layout.subtree_end
-        pieces = None
+        ends, window, pieces = layout.subtree_end, self.window, None
         if window is not None and layout.branches:
             window, pieces = None, _pieces(segments, ends, window)
         if pieces is None:
             ends = None if ends is None else ends.expand(batch, keys)
-            return self._attend(self.q, k, v, window, subtree_end=ends)
-        out = self._attend(
+            return self._call(self.q, k, v, window, subtree_end=ends)
+        out = self._call(
             self.q.flatten(0, 1),
             k.flatten(0, 1)[pieces.keys],
             v.flatten(0, 1)[pieces.keys],
@@ -163,8 +145,20 @@ class Call:
         )
         return out.unflatten(0, (batch, length))
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, **rows_of: Tensor | None
+    def attend_packed(
+        self, position_ids: Tensor | None, starts_q: Tensor, starts_k: Tensor
+    ) -> Tensor:
+        """One row of sequences that begin at ``starts_q`` and ``starts_k [n + 1]`` int32."""
+        check.shape("query", self.q, (1, *self.q.shape[1:]))
+        if position_ids is not None:
+            _steps(rows.check_packed_positions, position_ids, starts_q)
+        k, v = (x[0].transpose(0, 1) for x in (self.key, self.value))
+        return self._call(
+            self.q[0], k, v, self.window, cu_seqlens_q=starts_q, cu_seqlens_k=starts_k
+        )[None]
+
+    def _call(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, **row_layout: Tensor | None
     ) -> Tensor:
         return attention(
             q,
@@ -174,79 +168,5 @@ class Call:
             softmax_scale=self.scale,
             window=None if window is None else (window - 1, None),
             softcap=self.softcap,
-            **rows_of,
+            **row_layout,
         )
-
-
-def _refuse(
-    module: nn.Module,
-    query: Tensor,
-    value: Tensor,
-    dropout: float,
-    is_causal: bool | None,
-    options: dict[str, Any],
-) -> None:
-    name = f"attn_implementation='ridgeline' in {type(module).__name__}"
-    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        raise NotImplementedError(f"{name}: expected causal attention, got is_causal=False")
-    if dropout:
-        raise NotImplementedError(f"dropout: expected 0, got {dropout}; set attention_dropout=0.0")
-    if options.get("output_attentions"):
-        raise ValueError("output_attentions: expected False, no kernel stores probabilities")
-    for option, what in _REFUSED.items():
-        if options.get(option) is not None:
-            raise NotImplementedError(f"{name}: {option} ({what}) is not supported")
-    for x in (query, value):
-        if x.shape[-1] > MAX_DIM:
-            raise NotImplementedError(f"{name}: head dims are at most {MAX_DIM}, got {x.shape[-1]}")
-
-
-def _kind_of(mask: Tensor | None, query: Tensor) -> str | None:
-    """Which of ``row_mask``'s results this is."""
-    if mask is None:
-        return None
-    batch, length = query.shape[0], query.shape[2]
-    if isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.dim() == 4:
-        if mask.shape[:3] == (batch, 1, 1):
-            return "real"
-        if mask.shape == (batch, 2, 1, 1):
-            return "span"
-        if mask.shape == (batch, 1, length, 1):
-            return "documents"
-    got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-    raise ValueError(
-        "attention_mask: expected None or a mask [B, L] of padding, got a mask of its own kind "
-        f"({got}); describe documents and trees by position_ids or subtree_end"
-    )
-
-
-def _real(kind: str | None, mask: Tensor | None) -> Tensor | None:
-    """``[B, n]`` bool of the n keys that exist, False for padding; ``None``: all are real."""
-    if kind == "real":
-        return _flags(_is_set, mask)
-    return _flags(_in_span, mask) if kind == "span" else None
-
-
-def _is_set(mask: Tensor) -> Tensor:
-    return mask[:, 0, 0] != 0
-
-
-def _in_span(span: Tensor) -> Tensor:
-    first, end = span[:, 0, 0], span[:, 1, 0]
-    key = torch.arange(int(end.max()), device=span.device)
-    return (key >= first) & (key < end)
-
-
-def _starts(side: str, starts: Tensor | None) -> Tensor:
-    check.tensor(f"cu_seq_lens_{side}", starts)
-    check.shape(f"cu_seq_lens_{side}", starts, ("n + 1",))
-    return starts.to(torch.int32)
-
-
-def _in_autocast(*tensors: Tensor) -> list[Tensor]:
-    """As autocast would hand them to PyTorch's own attention: the rotation widens q and k."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [x.to(dtype) if x.dtype == torch.float32 else x for x in tensors]

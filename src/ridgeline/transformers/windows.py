@@ -50,9 +50,9 @@ def segments(subtree_end: Tensor, window: int) -> Segments | None:
         for start, stop in zip(cuts, [*cuts[1:], length], strict=True):
             if start == stop:
                 continue
-            path = (ends[:start] > start).nonzero()[:, 0][-(window - 1) :] if window > 1 else []
-            own = torch.arange(start, stop)
-            path = torch.cat((path, own)) if len(path) else own
+            before = (ends[:start] > start).nonzero()[:, 0]
+            before = before[max(len(before) - window + 1, 0) :]  # no query sees further back
+            path = torch.cat((before, torch.arange(start, stop)))
             query_lens.append(stop - start)
             key_lens.append(len(path))
             keys.append(path + b * length)
