@@ -16,6 +16,8 @@ from ridgeline.testing.gluon.sites import Site
 from ridgeline.testing.gluon.tensor import Pointer, as_tensor, unwrap
 from ridgeline.testing.gluon.versions import GluonJITFunction, TensorDescriptor, gl
 
+recorded_sites: set[Site] | None = None  # of every launch, while somebody collects them
+
 
 @dataclass(frozen=True)
 class Report:
@@ -85,7 +87,6 @@ def run(
     resident: int = 4,
     max_steps: int = 2_000_000,
     asm_hooks: dict[str, Callable] | None = None,
-    sites: set[Site] | None = None,
     **kwargs: Any,
 ) -> Report:
     """Runs a ``@gluon.jit`` kernel on CPU tensors and descriptors of them.
@@ -102,7 +103,6 @@ def run(
         max_steps: Scheduling steps after which the run counts as hanging.
         asm_hooks: Functions for inline PTX that the interpreter does not know, by its text; they
             take and return arrays.
-        sites: Collects the lines at which partitions could be interrupted.
 
     Raises:
         GluonError: What went wrong, with the lines of the kernel.
@@ -110,7 +110,7 @@ def run(
     """
     namespace.reset()
     owner = Machine(seed, collect, max_steps)
-    owner.sites = sites
+    owner.sites = recorded_sites
     launch = _Launch(owner, kernel, (*grid, 1, 1)[:3], num_warps)
     call = _bound(kernel, launch.memory, args, kwargs, in_bounds)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
+import torch
 
 from ridgeline.testing.gluon.errors import DeadlockError, GluonError
 from ridgeline.testing.gluon.sites import Site, site
@@ -34,8 +35,10 @@ def join(clock: Clock, other: Clock) -> None:
             clock[agent] = epoch
 
 
-def _share_core() -> None:
-    """Threads that take turns hand over five times faster on one core."""
+def _prepare_thread() -> None:
+    """One core for the threads that take turns, which hand over five times faster so."""
+    np.seterr(all="ignore")
+    torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})
@@ -110,9 +113,8 @@ class Partition:
         self._gate.acquire()
 
     def _main(self, owner: "Machine") -> None:
-        _share_core()
+        # _share_core()
         self.sleep()
-        np.seterr(all="ignore")  # of this thread
         try:
             if not owner.failure:
                 self.result = self.function()
@@ -228,6 +230,7 @@ class Machine:
     def run(self, start: Callable[[], None]) -> None:
         """Runs what ``start`` starts to its end; raises the first failure."""
         _running.append(self)
+        before = torch.get_num_threads()
         try:
             start()
             self.dispatch(None)
@@ -236,5 +239,6 @@ class Machine:
                 partition.thread.join()
         finally:
             _running.pop()
+            torch.set_num_threads(before)
         if self.failure:
             raise self.failure

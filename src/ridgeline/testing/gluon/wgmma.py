@@ -5,6 +5,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 
 from ridgeline.testing.gluon import dtypes, layouts
 from ridgeline.testing.gluon.errors import InFlightError, LayoutError
@@ -120,7 +121,8 @@ def _operand(x: Any) -> np.ndarray:
 
 def _product(a: np.ndarray, b: np.ndarray, dtype: gl.dtype) -> np.ndarray:
     kind = dtypes.REGISTER[dtype]
-    return np.matmul(a.astype(kind, copy=False), b.astype(kind, copy=False))
+    left, right = (torch.from_numpy(x.astype(kind, copy=False)) for x in (a, b))
+    return (left @ right).numpy()
 
 
 def _check(a: Any, b: Any, acc: Any, num_warps: int) -> None:
