@@ -184,9 +184,11 @@ class PrefixSharedDPOTrainer(DPOTrainer):
             return found
         # Backward divides by the micro-batches and averages over processes. What is taken off here
         # is exactly 1 where all of them have as many pairs.
+        loss = found[0] if return_outputs else found
         parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-        weight = _num_pairs(inputs) * parts / num_items_in_batch
-        return (found[0] * weight, found[1]) if return_outputs else found * weight
+        weight = _num_pairs(inputs) * parts / num_items_in_batch.double()
+        loss = loss * weight.to(loss.dtype)
+        return (loss, found[1]) if return_outputs else loss
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         found = super()._compute_loss(model, inputs, return_outputs)
