@@ -42,14 +42,15 @@ class LogitTransform:
         if not check.finite("temperature", self.temperature) > 0:
             raise ValueError(f"temperature: expected more than 0, got {self.temperature}")
 
-    def __call__(self, y: Tensor) -> Tensor:
+    def apply(self, y: Tensor) -> Tensor:
+        """The logits x of products y."""
         x = y * self.scale
         if self.softcap:
             x = self.softcap * (x / self.softcap).tanh()
         return x / self.temperature
 
     def slope(self, x: Tensor) -> Tensor | float:
-        """The derivative, as a function of the result."""
+        """dx / dy, as a function of x."""
         found = self.scale / self.temperature
         if self.softcap:
             return found * (1 - (x * (self.temperature / self.softcap)) ** 2)
@@ -150,7 +151,7 @@ class _Projection(torch.autograd.Function):
         ctx.transform, ctx.chunk = transform, chunk
         wide, narrow = _wide(rows), weight.to(ctx.dtype)
         parts = [
-            _statistics(transform(_product(h, narrow, bias).to(wide)), target, metrics)
+            _statistics(transform.apply(_product(h, narrow, bias).to(wide)), target, metrics)
             for h, target in zip(rows.to(ctx.dtype).split(chunk), targets.split(chunk), strict=True)
         ]
         logps, lse, *rest = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -169,7 +170,7 @@ class _Projection(torch.autograd.Function):
         for start in range(0, len(rows), ctx.chunk):
             some = slice(start, start + ctx.chunk)
             h, target = rows[some].to(ctx.dtype), targets[some, None]
-            x = ctx.transform(_product(h, narrow, bias).to(wide))
+            x = ctx.transform.apply(_product(h, narrow, bias).to(wide))
             slope = ctx.transform.slope(x)
             # d logp / d x = one-hot - softmax
             g = x.sub_(lse[some, None]).exp_().neg_()
@@ -199,7 +200,7 @@ def _of_module(
     wide = _wide(rows)
 
     def of(h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        logps, _, *rest = _statistics(transform(head(h).to(wide)), target, metrics)
+        logps, _, *rest = _statistics(transform.apply(head(h).to(wide)), target, metrics)
         return logps, *(x.detach() for x in rest)
 
     if chunk is None:
