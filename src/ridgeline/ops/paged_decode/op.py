@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ridgeline.ops.common import check, device, paging
 from ridgeline.ops.common.dispatch import empty_outputs, pick
-from ridgeline.ops.paged_decode import cpu, reference
+from ridgeline.ops.paged_decode import cpu, hopper, reference
 
 torch.library.define(
     "ridgeline::paged_decode",
@@ -66,6 +66,8 @@ def _run(
             "triton": lambda: device.unsupported(
                 q, k_cache, (q.shape[-1], v_cache.shape[-1]), interpret=impl == "triton"
             ),
+            # Behind triton until a GPU has verified it: "auto" puts correctness before speed.
+            "hopper": lambda: hopper.unsupported(q, k_cache, v_cache),
             "cpu": lambda: cpu.unsupported(q, k_cache),
             "reference": lambda: None,
         },
@@ -87,6 +89,22 @@ def _run(
                 softcap,
                 k_scale,
                 v_scale,
+                num_splits,
+                out,
+                lse,
+            )
+        case "hopper":
+            hopper.paged_decode(
+                q,
+                k_cache,
+                v_cache,
+                block_table,
+                cache_seqlens,
+                softmax_scale,
+                causal,
+                window_left,
+                window_right,
+                softcap,
                 num_splits,
                 out,
                 lse,

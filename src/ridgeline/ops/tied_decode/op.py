@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ridgeline.ops.common import check, device, paging
 from ridgeline.ops.common.dispatch import empty_outputs, pick
-from ridgeline.ops.tied_decode import cpu, reference
+from ridgeline.ops.tied_decode import cpu, hopper, reference
 
 torch.library.define(
     "ridgeline::tied_decode",
@@ -81,6 +81,8 @@ def _run(
                 (q_rope.shape[-1], state_cache.shape[-1]),
                 interpret=impl == "triton",
             ),
+            # Behind triton until a GPU has verified it: "auto" puts correctness before speed.
+            "hopper": lambda: hopper.unsupported(q_nope, q_rope, state_cache),
             "cpu": lambda: cpu.unsupported(q_nope, state_cache),
             "reference": lambda: None,
         },
@@ -90,6 +92,8 @@ def _run(
             from ridgeline.ops.tied_decode import triton
 
             triton.tied_decode(*inputs, softmax_scale, causal, state_scale, num_splits, out, lse)
+        case "hopper":
+            hopper.tied_decode(*inputs, softmax_scale, causal, num_splits, out, lse)
         case "cpu":
             cpu.tied_decode(*inputs, softmax_scale, causal, num_splits, out, lse)
         case "reference":

@@ -1,0 +1,111 @@
+"""What can be said about the Hopper decode kernel without importing Triton: tiling and limits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ridgeline.ops.common import device
+from ridgeline.ops.common.device import next_power_of_2
+
+ARCH = 90  # compute capability
+SHARED_BYTES = 226 << 10  # of a program, less barriers and what reductions exchange
+BLOCK_N = 64  # tokens of a tile: the M of a wgmma
+
+
+@dataclass(frozen=True)
+class HopperConfig:
+    """How the Hopper decode kernel is tiled."""
+
+    block_m: int  # query rows of a cached head in an item
+    heads: int  # cached heads of an item
+    stages: int  # tiles of the ring
+    q_stages: int  # items whose queries are in shared memory
+    consumers: int  # warpgroups that compute
+    q_width: int  # columns of the tiles
+    k_width: int
+    r_width: int
+    v_width: int
+    block_n: int = BLOCK_N
+    programs: int = 1  # a processor, of the balanced schedule
+    prefetch: int = 0
+
+
+def width(dim: int, least: int) -> int:
+    return max(least, next_power_of_2(dim))
+
+
+def tile_bytes(c: HopperConfig, tied: bool) -> int:
+    """Of a stage of the ring."""
+    elements = c.heads * (c.k_width + (0 if tied else c.v_width)) + c.r_width
+    return 2 * c.block_n * elements
+
+
+def fixed_bytes(c: HopperConfig) -> int:
+    """Of queries, probabilities and the merge of two consumers."""
+    queries = 2 * c.q_stages * c.heads * c.block_m * (c.q_width + c.r_width)
+    probabilities = 2 * c.consumers * c.block_m * c.block_n
+    merge = 4 * (c.consumers - 1) * c.heads * c.block_m * (c.v_width + 2)
+    return queries + probabilities + merge
+
+
+def decode_config(
+    rows: int, kv_heads: int, q_dim: int, k_dim: int, rope_dim: int, value_dim: int, *, tied: bool
+) -> HopperConfig:
+    """The tiling of a call from its shapes alone.
+
+    Nothing here is measured yet. An accumulator takes at most 128 registers a thread, and a ring at
+    least two stages; of what fits, the order of preference is heads that share a RoPE key, then a
+    second consumer, then a second stage of queries.
+
+    Args:
+        rows: query rows of one cached head, ``L_q * h_q / h_kv``.
+        kv_heads: cached heads.
+        q_dim, k_dim, rope_dim, value_dim: widths of a query row, without its RoPE part, of a
+            cached key, of a RoPE key, and of a value.
+        tied: keys are the values.
+    """
+    block_m = min(32, max(8, next_power_of_2(rows)))
+    v_width = width(value_dim, 64)
+    k_width = v_width if tied else width(k_dim, 64)
+    q_width, r_width = min(k_width, width(q_dim, 64)), width(rope_dim, 16) if rope_dim else 0
+    widths = (q_width, k_width, r_width, v_width)
+    shared = [h for h in (4, 2, 1) if kv_heads % h == 0] if rope_dim and rows <= block_m else [1]
+    for heads in shared:
+        for consumers, q_stages in ((2, 2), (2, 1), (1, 2), (1, 1)):
+            config = HopperConfig(block_m, heads, 0, q_stages, consumers, *widths)
+            stages = (SHARED_BYTES - fixed_bytes(config)) // tile_bytes(config, tied)
+            if stages >= 2 and heads * v_width * block_m <= 128 * 128:
+                # A stage is always the same consumer's.
+                return replace(config, stages=min(stages, 8) // consumers * consumers)
+    raise ValueError(f"no tiling of {rows} rows of widths {widths} fits the shared memory")
+
+
+def load_of(page_size: int, caches: Sequence[Tensor]) -> str:
+    """How pages are read: "tma", "cp.async" or, of rows that are not whole 16 bytes, "load"."""
+    for cache in caches:
+        strides = [s for s, n in zip(cache.stride(), cache.shape[:-1], strict=False) if n > 1]
+        if cache.data_ptr() % 16 or any(x % 8 for x in (*strides, cache.shape[-1])):
+            return "load"
+    fits = page_size % BLOCK_N == 0 or (page_size >= 8 and BLOCK_N % page_size == 0)
+    whole = all(cache.numel() and min(cache.stride()[:-1]) > 0 for cache in caches)
+    return "tma" if fits and whole else "cp.async"
+
+
+def unsupported(q: Tensor, cache: Tensor, config: Callable[[], HopperConfig]) -> str | None:
+    """Why the Hopper kernels cannot run a decode of ``q`` over ``cache``, or ``None``."""
+    if not q.is_cuda:
+        return f"tensors are on {q.device}, this implementation runs on a Hopper GPU"
+    if device.arch(q) != ARCH:
+        return f"the GPU has compute capability {device.arch(q) / 10}, expected 9.0 (Hopper)"
+    for name, x in (("queries", q), ("caches", cache)):
+        if x.dtype not in (torch.bfloat16, torch.float16):
+            got = str(x.dtype).removeprefix("torch.")
+            return f"{name} are bfloat16 or float16, got {got}; use impl='triton'"
+    try:
+        config()
+    except ValueError as error:
+        return f"{error}; use impl='triton'"
+    return None if find_spec("triton") else "Triton is not installed; `pip install triton`"

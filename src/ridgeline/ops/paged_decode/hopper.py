@@ -1,0 +1,70 @@
+"""``paged_decode`` on Hopper: the query heads of a cached head are the rows of one tile."""
+
+from torch import Tensor
+
+from ridgeline.ops.common import device, hopper_config
+from ridgeline.ops.common.hopper_config import HopperConfig
+
+
+def config_for(q: Tensor, k_cache: Tensor, value_dim: int) -> HopperConfig:
+    """The tiling of a call, from its shapes alone."""
+    _, query_len, heads, dim = q.shape
+    kv_heads = k_cache.shape[2]
+    rows = query_len * heads // kv_heads
+    return hopper_config.decode_config(rows, kv_heads, dim, dim, 0, value_dim, tied=False)
+
+
+def unsupported(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> str | None:
+    """Why this implementation cannot run the call, or ``None``."""
+    return hopper_config.unsupported(q, k_cache, lambda: config_for(q, k_cache, v_cache.shape[3]))
+
+
+def paged_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    cache_seqlens: Tensor,
+    softmax_scale: float,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    num_splits: int,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    config: HopperConfig | None = None,
+) -> None:
+    """Fills ``out [B, L_q, h_q, d_v]`` and ``lse [B, L_q, h_q]``; ``config`` as in tied_decode."""
+    from ridgeline.ops.common import hopper
+
+    batch, query_len = q.shape[:2]
+    num_pages, page_size = k_cache.shape[:2]
+    capacity = block_table.shape[1] * page_size
+    device.check_values_of_decode(
+        block_table, cache_seqlens, page_size, num_pages, query_len, window_left, {}
+    )
+    if batch == 0:
+        return
+    # A side of the window that bounds no query's view is dropped.
+    window_left = -1 if window_left >= capacity else window_left
+    window_right = -1 if causal or window_right >= query_len - 1 else window_right
+    hopper.decode(
+        q,
+        None,
+        k_cache,
+        None,
+        v_cache,
+        block_table,
+        cache_seqlens,
+        softmax_scale=softmax_scale,
+        causal=causal,
+        window_left=window_left,
+        window_right=window_right,
+        softcap=softcap,
+        num_splits=num_splits,
+        out=out,
+        lse=lse,
+        config=config or config_for(q, k_cache, v_cache.shape[3]),
+    )
