@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from ridgeline import __version__
+from ridgeline.bench import commands
+from ridgeline.bench.options import for_typer
 
 app = typer.Typer(
     name="ridgeline",
@@ -18,6 +20,8 @@ app = typer.Typer(
 
 bench_app = typer.Typer(help="Measure speed beside its roofs and PyTorch.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+for _name, _function in commands.COMMANDS.items():
+    bench_app.command(_name)(for_typer(_function))
 
 Threads = Annotated[int, typer.Option(help="Threads; 0 for torch's default.", min=0)]
 Csv = Annotated[Path | None, typer.Option(help="Write rows and provenance to this CSV file.")]
@@ -61,111 +65,6 @@ def info() -> None:
 
     for line in lines():
         typer.echo(line)
-
-
-@bench_app.command("decode")
-def bench_decode(
-    variants: Annotated[
-        str, typer.Option(help="Which attention variants, comma-separated.")
-    ] = "mha,mqa,gqa,gta,mla,gla",
-    batch: Annotated[
-        str | None, typer.Option(help="Sequences, in pairs with --length; 1,4,16 if not given.")
-    ] = None,
-    length: Annotated[
-        str | None, typer.Option(help="Cached tokens of each; 32768,8192,2048 if not given.")
-    ] = None,
-    query_len: Annotated[str, typer.Option(help="New tokens of each sequence.")] = "1",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32; comma-separated.")] = "bf16",
-    heads: Annotated[
-        str | None, typer.Option(help="Query heads; if not given 32, MLA 16,128, GLA 16,32,128.")
-    ] = None,
-    kv_heads: Annotated[int, typer.Option(help="Cached heads of GQA and GTA.")] = 8,
-    latent_heads: Annotated[int, typer.Option(help="Latent heads of GLA.")] = 2,
-    head_dim: Annotated[int, typer.Option(help="MLA caches 4 times, GLA twice this width.")] = 128,
-    page_size: Annotated[int, typer.Option(help="Tokens a page of the cache.")] = 64,
-    reps: Annotated[int | None, typer.Option(help="Rounds of all calls; 15 if not given.")] = None,
-    threads: Threads = 0,
-    peers: Annotated[bool, typer.Option(help="Time PyTorch too.")] = True,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One size, one head count a variant, fewer rounds.")
-    ] = False,
-    csv: Csv = None,
-    json: Json = None,
-    plot: Plot = None,
-) -> None:
-    """Time a decode step of every attention variant, cache cold, and check every result."""
-    from ridgeline.bench import arguments, run, table
-    from ridgeline.bench.decode import DecodeOptions
-
-    arguments.set_threads(threads)
-    defaults = DecodeOptions.quick() if quick else DecodeOptions()
-    options = defaults.replace(
-        variants=arguments.names(variants),
-        sizes=arguments.sizes(batch, length, defaults.sizes),
-        query_lens=arguments.integers("--query-len", query_len),
-        dtypes=arguments.names(dtype),
-        heads=None if heads is None else arguments.integers("--heads", heads),
-        kv_heads=kv_heads,
-        latent_heads=latent_heads,
-        head_dim=head_dim,
-        page_size=page_size,
-        reps=reps,
-        with_peers=peers,
-    )
-    run.bench_decode(options, table.console(), csv=csv, json=json, plot_file=plot)
-
-
-@bench_app.command("attention")
-def bench_attention(
-    batch: Annotated[str | None, typer.Option(help="Rows, in pairs with --length.")] = None,
-    length: Annotated[
-        str | None, typer.Option(help="Tokens of a row. [default: the project's table]")
-    ] = None,
-    heads: Annotated[int | None, typer.Option(help="Query heads. [default: 16]")] = None,
-    kv_heads: Annotated[int | None, typer.Option(help="[default: as many]")] = None,
-    head_dim: Annotated[int | None, typer.Option(help="Of q and k. [default: 128]")] = None,
-    value_dim: Annotated[int | None, typer.Option(help="Of v. [default: --head-dim]")] = None,
-    mask: Annotated[str | None, typer.Option(help="full, causal; comma-separated.")] = None,
-    pairs: Annotated[
-        int | None, typer.Option(help="A tree: preference pairs in a row, prompts shared.")
-    ] = None,
-    pair: Annotated[
-        str | None, typer.Option(help="Prompt, chosen, rejected. [default: 256,64,64]")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="bf16, fp16, fp32; comma-separated. [default: bf16]")
-    ] = None,
-    reps: Annotated[int, typer.Option(help="Rounds of all calls.")] = 7,
-    threads: Threads = 0,
-    peers: Annotated[bool, typer.Option(help="Time PyTorch too.")] = True,
-    backward: Annotated[bool, typer.Option(help="Time gradients too.")] = True,
-    impl: AttentionImpl = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="Three shapes.")] = False,
-    csv: Csv = None,
-    json: Json = None,
-    plot: Plot = None,
-) -> None:
-    """Time attention, forward and backward, beside PyTorch's, and check every result."""
-    from ridgeline.bench import arguments, table
-    from ridgeline.bench.attention import run, shapes
-    from ridgeline.bench.attention.measure import AttentionOptions
-
-    arguments.set_threads(threads)
-    found = shapes.chosen(
-        quick,
-        batch=batch,
-        length=length,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        value_dim=value_dim,
-        mask=mask,
-        pairs=pairs,
-        pair=pair,
-        dtype=dtype,
-    )
-    options = AttentionOptions(found, reps, peers, backward, impl)
-    run.bench_attention(options, table.console(), csv=csv, json=json, plot_file=plot)
 
 
 @bench_app.command("memory")
@@ -329,6 +228,65 @@ def train(
     rest = {name: settings.pop(name) for name in ("tokens", "resume", "checkpoint", "extend")}
     del settings["out_dir"]
     cli.run(out_dir, settings, given, **rest)
+
+
+@app.command()
+def dpo(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A directory, a name on the Hub, or 'shipped'.")],
+    data: Annotated[str, typer.Argument(help="JSONL of prompt, chosen and rejected, or 'stdlib'.")],
+    out_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    batch: Annotated[int, typer.Option(help="Pairs of a micro-batch.", min=1)] = 8,
+    grad_accum: Annotated[int, typer.Option(help="Micro-batches of a step.", min=1)] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps, in place of --epochs.", min=1)
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
+    pairs: Annotated[int | None, typer.Option(help="Training pairs. [default: all]", min=1)] = None,
+    lr: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-6,
+    warmup: Annotated[int, typer.Option(help="Steps until the peak.", min=0)] = 0,
+    beta: Annotated[float, typer.Option(help="Strength of the tie to the reference.")] = 0.1,
+    loss: Annotated[str, typer.Option(help="TRL's loss types; comma-separated.")] = "sigmoid",
+    label_smoothing: Annotated[float, typer.Option(help="Of robust and exo_pair.")] = 0.0,
+    max_length: Annotated[int, typer.Option(help="Tokens of a sequence.", min=2)] = 1024,
+    prefix_sharing: Annotated[
+        bool, typer.Option("--sharing/--no-sharing", help="Compute a prompt once.")
+    ] = True,
+    packing: Annotated[
+        bool, typer.Option("--packing/--no-packing", help="Several pairs a row, no padding.")
+    ] = True,
+    packing_length: Annotated[
+        int | None, typer.Option(help="Most tokens of a row. [default: a micro-batch is one row]")
+    ] = None,
+    lora: Annotated[int | None, typer.Option(help="Rank of adapters to train.", min=1)] = None,
+    precompute_ref: Annotated[
+        bool, typer.Option("--precompute-ref", help="Run the reference once, before training.")
+    ] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations in the backward pass.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="bf16 (float32 master weights) or fp32.")] = "bf16",
+    eval_fraction: Annotated[float, typer.Option(help="Part of the pairs held out.")] = 0.05,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations.", min=1)] = 50,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
+    log_every: Annotated[int, typer.Option(help="Steps that a row of the log sums.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Of the data's order.")] = 0,
+    threads: Threads = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of OUT_DIR.")
+    ] = False,
+) -> None:
+    """Direct preference optimization with TRL's trainer, every prompt computed once."""
+    import torch
+
+    from ridgeline.trl import command
+
+    if threads:
+        torch.set_num_threads(threads)
+    apart = {"model", "data", "out_dir", "threads", "resume"}
+    given = locals()
+    options = command.DPOOptions(**{name: given[name] for name in ctx.params if name not in apart})
+    command.run(model, data, out_dir, options, resume=resume)
 
 
 @bench_app.command("e2e")

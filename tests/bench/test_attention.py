@@ -134,7 +134,7 @@ def test_a_compiler_that_fails_is_an_absence(monkeypatch) -> None:
         raise RuntimeError("no C++ compiler\nand more")
 
     monkeypatch.setattr(peers, "flex_attention", broken)
-    monkeypatch.setattr(peers, "_flex_forward_only", lambda: None)
+    monkeypatch.setattr(peers, "_flex_forward_only", lambda where: None)
     forward, backward = measure.measure(UNEQUAL, OPTIONS)
     for row in (forward, backward):
         assert list(row.absent) == ["flex bf16"]
@@ -154,9 +154,9 @@ def test_slow_peers_are_timed_once(monkeypatch) -> None:
     timed = []
     steady = timing.steady
 
-    def watched(calls, reps, roofs):
+    def watched(calls, reps, roofs, clock):
         timed.extend(name for name, _ in calls)
-        return steady(calls, reps, roofs)
+        return steady(calls, reps, roofs, clock)
 
     monkeypatch.setattr(timing, "steady", watched)
     row, _ = measure.measure(AttentionShape(1, 20, **SMALL), OPTIONS)

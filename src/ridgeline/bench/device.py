@@ -75,3 +75,13 @@ def open_device(name: str) -> Device:
     from ridgeline.bench.cuda.device import Cuda
 
     return Cuda()
+
+
+def first_line(e: BaseException) -> str:
+    """What an exception says, in one line; its type where it says nothing."""
+    return next(iter(str(e).strip().splitlines()), "") or type(e).__name__
+
+
+def unsupported(e: Exception) -> bool:
+    """Whether one of our implementations says that it does not compute a call."""
+    return isinstance(e, ValueError) and str(e).startswith("impl=")

@@ -15,10 +15,10 @@ Tensors = tuple[Tensor, ...]
 
 
 class Inputs:
-    """Seeded ``q, k, v`` and ``dout`` of a shape, ``[B, L, h, d]``, in its dtype."""
+    """Seeded ``q, k, v`` and ``dout`` of a shape, ``[B, L, h, d]``, in its dtype, on ``where``."""
 
-    def __init__(self, shape: AttentionShape) -> None:
-        g = torch.Generator().manual_seed(0)
+    def __init__(self, shape: AttentionShape, where: torch.device | str = "cpu") -> None:
+        g = torch.Generator(where).manual_seed(0)
         rows = (shape.batch, shape.length)
         dims = (
             (shape.heads, shape.head_dim),
@@ -27,9 +27,12 @@ class Inputs:
             (shape.heads, shape.width),
         )
         self.q, self.k, self.v, self.dout = (
-            torch.randn(*rows, *dim, generator=g).to(shape.torch_dtype) for dim in dims
+            torch.randn(*rows, *dim, generator=g, device=where).to(shape.torch_dtype)
+            for dim in dims
         )
         self.shape = shape
+        self.where = torch.device(where)
+        self.subtree_end = None if shape.subtree_end is None else shape.subtree_end.to(where)
 
     def all(self) -> Tensors:
         return self.q, self.k, self.v, self.dout
@@ -88,22 +91,25 @@ class Call:
 def ours(inputs: Inputs, impl: Impl, name: str = "ours") -> Call:
     """``ridgeline.attention`` of the row."""
     shape = inputs.shape
-    mask = {"causal": shape.mask == "causal", "subtree_end": shape.subtree_end}
+    mask = {"causal": shape.mask == "causal", "subtree_end": inputs.subtree_end}
     *qkv, dout = (x.clone() for x in inputs.all())
     return Call(name, lambda q, k, v: (attention(q, k, v, **mask, impl=impl),), tuple(qkv), (dout,))
 
 
-def unpacked(inputs: Inputs, impl: Impl) -> Call:
+def unpacked(inputs: Inputs, impl: Impl, name: str = "unpacked") -> Call:
     """``ridgeline.attention`` of the responses of a tree, each behind a copy of its prompt."""
     branches = inputs.shape.branches()
-    starts = torch.tensor([0, *(len(b) for b in branches)]).cumsum(0).to(torch.int32)
+    starts = torch.tensor([0, *(len(b) for b in branches)]).cumsum(0)
+    starts = starts.to(inputs.where, torch.int32)
     packed = {"cu_seqlens_q": starts, "cu_seqlens_k": starts}
     index = torch.cat(branches)
+    again = ~firsts(index).to(inputs.where)
+    index = index.to(inputs.where)
     *qkv, dout = (x[0, index] for x in inputs.all())
-    dout[~firsts(index)] = 0
+    dout[again] = 0
     length = inputs.shape.length
     return Call(
-        "unpacked",
+        name,
         lambda q, k, v: (attention(q, k, v, causal=True, **packed, impl=impl),),
         tuple(qkv),
         (dout,),
@@ -130,5 +136,5 @@ def put(x: Tensor, index: Tensor, length: int) -> Tensor:
 
 def add(x: Tensor, index: Tensor, length: int) -> Tensor:
     """The same for gradients: copies of one token add up, in float32."""
-    found = torch.zeros(1, length, *x.shape[1:])
+    found = torch.zeros(1, length, *x.shape[1:], device=x.device)
     return found[0].index_add_(0, index, x.float())[None]

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from math import nan
 
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from ridgeline.bench import files, timing
 from ridgeline.bench.attention import peers
 from ridgeline.bench.attention.calls import Call, Inputs, ours, unpacked
 from ridgeline.bench.attention.shapes import PASSES, AttentionShape, published
+from ridgeline.bench.cuda import attention_peers
+from ridgeline.bench.device import CPU, Device, first_line, unsupported
 from ridgeline.bench.verify import OURS_BUDGET, PEER_BUDGET, ROUNDING, relative_error
 from ridgeline.ops.common import check
 from ridgeline.ops.common.dispatch import Impl
@@ -23,7 +26,9 @@ SLOW = 10.0  # seconds; a peer that takes longer is timed once, before the loop
 class Row:
     """Medians of one pass of a shape; times in seconds, rates per second.
 
-    ``peers``: other ways of the same row. ``absent``: why a peer has no time.
+    ``peers``: other ways of the same row. ``absent``: why a peer has no time. On a GPU ``impl``
+    names the implementation, ``failure`` says why it has no time (``seconds`` is then nan), and
+    ``state`` holds columns of the device's clocks.
     """
 
     shape: AttentionShape
@@ -34,6 +39,9 @@ class Row:
     error: float
     drift: float
     absent: dict[str, str] = field(default_factory=dict)
+    impl: str = ""
+    failure: str | None = None
+    state: dict[str, str | int] = field(default_factory=dict)
 
     @property
     def flop_rate(self) -> float:
@@ -50,56 +58,83 @@ class Row:
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What to run. ``backward=False``: the forward alone."""
+    """What to run. ``backward=False``: the forward alone.
+
+    ``impls``: on a GPU, in place of ``impl``: each is timed, and one that fails does not keep the
+    others from it.
+    """
 
     shapes: tuple[AttentionShape, ...] = tuple(published())
     reps: int = 7
     with_peers: bool = True
     backward: bool = True
     impl: Impl = "auto"
+    impls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check.count("reps", self.reps, minimum=1)
-        check.name_of_impl(self.impl)
+        for impl in (self.impl, *self.impls):
+            check.name_of_impl(impl)
+
+    @property
+    def ours(self) -> dict[str, str]:
+        """The implementations to time, by the names of their calls."""
+        return {impl: impl for impl in self.impls} or {"ours": self.impl}
 
 
-def measure(shape: AttentionShape, options: AttentionOptions) -> list[Row]:
+def measure(shape: AttentionShape, options: AttentionOptions, device: Device = CPU) -> list[Row]:
     """The rows of a shape, one for each pass; measured again while the GEMM's rate drifts.
 
     Raises:
-        RuntimeError: a result is wrong, so its time would mean nothing.
+        RuntimeError: a result is wrong, so its time would mean nothing; of ``options.impls`` the
+            row says so instead.
     """
     passes = PASSES if options.backward else PASSES[:1]
-    calls, once, errors, absent = {}, {}, {}, {}
-    for call, want, budget in _ways(Inputs(shape), options):
+    calls, once, errors, absent, failed = {}, {}, {}, {}, {}
+    for call, want, budget in _ways(Inputs(shape, device.where), options):
         for which in passes:
             key = call.name, which
             try:
-                errors[key], took = _check(call, which, shape, want, budget)
+                errors[key], took = _check(call, which, shape, want, budget, device)
             except _Absent as e:
                 absent[key] = str(e)
+            except Exception as e:  # compilers and drivers have exceptions of their own
+                if not options.impls:
+                    raise
+                ours = call.name in options.ours and not unsupported(e)
+                (failed if ours else absent)[key] = first_line(e)
             else:
-                if took > SLOW and call.name != "ours":
+                if took > SLOW and call.name not in options.ours:
                     once[key] = took
                 else:
                     calls[key] = partial(call.run, which)
-    gemm, gemm_flops = roofs.gemm(shape.torch_dtype)
+    for which in passes:
+        if all((name, which) in absent for name in options.ours):
+            first = next(iter(options.ours)), which
+            failed[first] = absent.pop(first)
+    gemm, gemm_flops = roofs.gemm(shape.torch_dtype, where=device.where)
     gemm()
     calls["gemm", ""] = gemm
-    samples, drift = timing.steady(calls, options.reps, [("gemm", "")])
+    samples, drift = timing.steady(calls, options.reps, [("gemm", "")], device.seconds)
     times = timing.medians(samples) | once
+    state = device.state()
     return [
         Row(
             shape=shape,
             which=which,
-            seconds=times["ours", which],
+            seconds=times.get((name, which), nan),
             gemm=gemm_flops / times["gemm", ""],
-            peers={n: x for (n, of), x in times.items() if of == which and n != "ours"},
-            error=errors["ours", which],
+            peers={n: x for (n, of), x in times.items() if of == which and n != name},
+            error=errors.get((name, which), nan),
             drift=drift,
-            absent={n: why for (n, of), why in absent.items() if of == which},
+            absent={n: why for (n, of), why in absent.items() if of == which and n != name},
+            impl=name if options.impls else "",
+            failure=failed.get((name, which)),
+            state=state,
         )
+        for name in options.ours
         for which in passes
+        if (name, which) in calls or (name, which) in failed
     ]
 
 
@@ -108,7 +143,12 @@ class _Absent(Exception):
 
 
 def _check(
-    call: Call, which: str, shape: AttentionShape, want: dict[str, Tensor], budget: float
+    call: Call,
+    which: str,
+    shape: AttentionShape,
+    want: dict[str, Tensor],
+    budget: float,
+    device: Device,
 ) -> tuple[float, float]:
     """The largest error of what a pass gives, and roughly its seconds."""
     if which == "backward" and call.forward_only:
@@ -119,10 +159,10 @@ def _check(
     except RuntimeError as e:  # of a compiler, too
         if not call.optional:
             raise
-        raise _Absent(str(e).strip().splitlines()[0]) from e
+        raise _Absent(first_line(e)) from e
     took = time.perf_counter() - start
     if took > SLOW:
-        took = timing.seconds(partial(call.run, which))  # the first may have compiled something
+        took = device.seconds(partial(call.run, which))  # the first may have compiled something
     errors = (
         relative_error(
             f"{call.name}: {name}", peers.checked_heads(name, x, shape), want[name], budget
@@ -139,24 +179,34 @@ def _ways(
     shape, dtype = inputs.shape, inputs.shape.dtype
     want, budget = peers.exact(inputs), OURS_BUDGET * ROUNDING[dtype]
     tree = shape.mask == "tree"
-    yield ours(inputs, options.impl), want, budget
+    for name, impl in options.ours.items():
+        yield ours(inputs, impl, name), want, budget
     if tree:
-        plain = Inputs(shape.causal())
-        yield ours(plain, options.impl, "causal"), peers.exact(plain), budget
-        yield unpacked(inputs, options.impl), want, budget
+        plain = Inputs(shape.causal(), inputs.where)
+        want_plain = peers.exact(plain)
+        for name, impl in options.ours.items():
+            start = "" if name == "ours" else f"{name} "
+            yield ours(plain, impl, f"{start}causal"), want_plain, budget
+            yield unpacked(inputs, impl, f"{start}unpacked"), want, budget
     if not options.with_peers:
+        return
+    budget = PEER_BUDGET * ROUNDING[dtype]
+    if options.impls:
+        for peer in attention_peers.peers(inputs):
+            yield peer, want, budget
         return
     sdpa = peers.sdpa_unpacked if tree else peers.sdpa
     for name in dict.fromkeys((dtype, "fp32")):
         yield sdpa(inputs, name), want, PEER_BUDGET * ROUNDING[name]
     if tree:
-        yield peers.flex(inputs), want, PEER_BUDGET * ROUNDING[dtype]
+        yield peers.flex(inputs), want, budget
 
 
 def record(row: Row) -> files.Record:
     """One row as flat columns; a unit ends the name where there is one."""
     shape = row.shape
-    columns: files.Record = {
+    columns: files.Record = {"impl": row.impl} if row.impl else {}
+    columns |= {
         "mask": shape.mask,
         "pairs": " ".join("+".join(map(str, pair)) for pair in shape.pairs),
         "dtype": shape.dtype,
@@ -169,6 +219,10 @@ def record(row: Row) -> files.Record:
         "pass": row.which,
         "visible_pairs": shape.visible_pairs,
         "GFLOP": round(shape.flops(row.which) / 1e9, 4),
+    }
+    if row.failure is not None:
+        return columns | {"failure": row.failure}
+    columns |= {
         "ms": files.ms(row.seconds),
         "GFLOP/s": round(row.flop_rate / 1e9, 1),
         "percent_of_gemm": round(row.percent, 1),
@@ -182,8 +236,9 @@ def record(row: Row) -> files.Record:
         columns[f"{column}_ratio"] = round(row.speedup(name), 2)
     for name, why in row.absent.items():
         columns[f"{_column(name)}_absent"] = why
-    return columns
+    return columns | row.state
 
 
 def _column(peer: str) -> str:
-    return ("" if peer in ("causal", "unpacked") else "torch_") + peer.replace(" ", "_")
+    start = "torch_" if peer.startswith(("sdpa", "flex")) else ""
+    return start + peer.replace(" ", "_").replace("-", "_")

@@ -6,11 +6,13 @@ for the query heads they serve, FlexAttention's block mask: all made outside the
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from ridgeline.bench.attention.calls import Call, Inputs, Tensors, add, firsts, put
@@ -23,7 +25,7 @@ ALL_HEADS = 2**28  # up to so many scores every head is compared
 
 def exact(inputs: Inputs) -> dict[str, Tensor]:
     """out, dq, dk and dv by autograd in float32, one head at a time; of ``checked_heads`` alone."""
-    shape, visible = inputs.shape, inputs.shape.visible()
+    shape, visible = inputs.shape, inputs.shape.visible().to(inputs.where)
     group = shape.heads // shape.kv_heads
     given = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "out": inputs.dout}
     q, k, v, dout = (checked_heads(name, x, shape).float() for name, x in given.items())
@@ -52,12 +54,17 @@ def checked_heads(name: str, x: Tensor, shape: AttentionShape) -> Tensor:
     return torch.cat([x[:, :, :group], x[:, :, -group:]], 2)
 
 
-def sdpa(inputs: Inputs, dtype: str) -> Call:
-    """``scaled_dot_product_attention`` of a full or causal row."""
+def sdpa(inputs: Inputs, dtype: str, backend: tuple[str, SDPBackend] | None = None) -> Call:
+    """``scaled_dot_product_attention`` of a full or causal row; torch's choice of ``backend``."""
     causal = inputs.shape.mask == "causal"
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensors:
+        with nullcontext() if backend is None else sdpa_kernel(backend[1]):
+            return (F.scaled_dot_product_attention(q, k, v, is_causal=causal),)
+
     return Call(
-        f"sdpa {dtype}",
-        lambda q, k, v: (F.scaled_dot_product_attention(q, k, v, is_causal=causal),),
+        f"sdpa {dtype if backend is None else backend[0]}",
+        function,
         *_heads_first(inputs, dtype),
         out=lambda outs: outs[0].transpose(1, 2),
         gradients=partial(_gradients, inputs),
@@ -75,7 +82,8 @@ def sdpa_unpacked(inputs: Inputs, dtype: str) -> Call:
     shape = inputs.shape
     index = [torch.stack(branches) for branches in groups.values()]
     flat = torch.cat([x.flatten() for x in index])
-    first = firsts(flat).split([x.numel() for x in index])
+    first = firsts(flat).to(inputs.where).split([x.numel() for x in index])
+    flat, index = flat.to(inputs.where), [x.to(inputs.where) for x in index]
     qkv, douts = [], []
     for rows, keep in zip(index, first, strict=True):
         q, k, v, dout = (x[0, rows] for x in inputs.all())
@@ -113,13 +121,15 @@ def sdpa_unpacked(inputs: Inputs, dtype: str) -> Call:
 def flex(inputs: Inputs) -> Call:
     """FlexAttention, compiled, with the row's mask as a block mask."""
     shape = inputs.shape
-    ends = None if shape.subtree_end is None else shape.subtree_end[0]
+    ends = None if inputs.subtree_end is None else inputs.subtree_end[0]
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return j <= i if ends is None else (j <= i) & (i < ends[j])
 
-    size = (shape.length, shape.length)
-    mask = create_block_mask(visible, None, None, *size, device="cpu", BLOCK_SIZE=FLEX_BLOCK)
+    mask = None
+    if shape.mask != "full":
+        size = {"Q_LEN": shape.length, "KV_LEN": shape.length, "BLOCK_SIZE": FLEX_BLOCK}
+        mask = create_block_mask(visible, None, None, **size, device=inputs.where)
     compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
     return Call(
         f"flex {shape.dtype}",
@@ -128,13 +138,13 @@ def flex(inputs: Inputs) -> Call:
         out=lambda outs: outs[0].transpose(1, 2),
         gradients=partial(_gradients, inputs),
         optional=True,
-        forward_only=_flex_forward_only(),
+        forward_only=_flex_forward_only(inputs.where),
     )
 
 
-def _flex_forward_only() -> str | None:
+def _flex_forward_only(where: torch.device) -> str | None:
     """Asked without the compiler: compiled calls run uncompiled ever after they failed once."""
-    x = torch.zeros(1, 1, 16, 16, requires_grad=True)
+    x = torch.zeros(1, 1, 16, 16, device=where, requires_grad=True)
     try:
         flex_attention(x, x, x)
     except NotImplementedError as e:

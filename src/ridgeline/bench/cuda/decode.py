@@ -24,11 +24,12 @@ from ridgeline.roofline import roofs
 
 IMPLS = ("triton", "hopper")
 PREFETCH = (0, 1, 2, 4)  # tiles
+PREFETCHED = " prefetch "  # between an implementation and a distance, in the name of a call
 
 
 @dataclass(frozen=True)
 class CudaDecodeOptions:
-    """What to run. ``prefetch``: distances of Triton's L2 prefetch, in tiles; none to skip it."""
+    """What to run. ``prefetch``: distances of L2 prefetch in tiles; none to leave it as it is."""
 
     shapes: tuple[DecodeShape, ...] = tuple(decode_shapes())
     page_sizes: tuple[int, ...] = PAGE_SIZES
@@ -78,38 +79,41 @@ def measure(
     trials = Trials(device, truth(inputs))
     _admit_ours(trials, inputs, options)
     ours = [impl for impl in options.impls if impl in trials.runs]
-    distances = {n: f"prefetch {n}" for n in options.prefetch}
+    if all(impl in trials.absent for impl in options.impls):
+        first = options.impls[0]
+        trials.failed[first] = trials.absent.pop(first)
     if options.with_peers and ours:
         _admit_peers(trials, inputs)
-    names = (*options.impls, *distances.values())
     found, roof, drift = _time(trials, shape, options.reps)
     state = device.state()
     rows = []
     for impl in options.impls:
         if impl not in ours and impl not in trials.failed:
             continue
-        seen = distances.items() if impl == prefetch.IMPL else ()
-        others = {n: x for n, x in found.items() if n not in names or n in ours}
         rows.append(
             Row(
                 shape=shape,
                 seconds=found.get(impl, nan),
                 roofs=roof,
                 no_prefetch=None,
-                peers={n: x for n, x in others.items() if n != impl},
+                peers={n: x for n, x in found.items() if n != impl and PREFETCHED not in n},
                 error=trials.errors.get(impl, nan),
                 drift=drift,
                 samples={},
                 impl=impl,
                 page_size=page_size,
-                prefetch={n: found[name] for n, name in seen if name in found},
+                prefetch={
+                    n: found[_prefetched(impl, n)]
+                    for n in options.prefetch
+                    if _prefetched(impl, n) in found
+                },
                 absent=trials.absent | {n: x for n, x in trials.failed.items() if n != impl},
                 eager=trials.eager,
                 failure=trials.failed.get(impl),
                 state=state,
             )
         )
-    return rows or [_nothing(shape, page_size, options, trials, roof)]
+    return rows
 
 
 def truth(inputs: DecodeInputs) -> Tensor:
@@ -120,15 +124,19 @@ def truth(inputs: DecodeInputs) -> Tensor:
 
 def _admit_ours(trials: Trials, inputs: DecodeInputs, options: CudaDecodeOptions) -> None:
     budget = OURS_BUDGET * ROUNDING[inputs.shape.dtype]
-    results = {x: trials.ours(x, partial(inputs.decode, x), budget) for x in options.impls}
-    plain = results.get(prefetch.IMPL)
-    if plain is None:
-        return
-    for n in options.prefetch:
-        name = f"prefetch {n}"
-        found = trials.ours(name, partial(prefetch.decode, inputs, n), budget)
-        if found is not None and not torch.equal(found, plain):
-            trials.reject(name, f"{name}: changed the result")
+    for impl in options.impls:
+        plain = trials.ours(impl, partial(inputs.decode, impl), budget)
+        if plain is None:
+            continue
+        for n in options.prefetch:
+            name = _prefetched(impl, n)
+            found = trials.ours(name, partial(prefetch.decode, inputs, impl, n), budget)
+            if found is not None and not torch.equal(found, plain):
+                trials.reject(name, f"{name}: changed the result")
+
+
+def _prefetched(impl: str, distance: int) -> str:
+    return f"{impl}{PREFETCHED}{distance}"
 
 
 def _admit_peers(trials: Trials, inputs: DecodeInputs) -> None:
@@ -164,30 +172,6 @@ def _time(
     times = timing.medians(samples)
     roof = roofs.Roofs(copied / times.pop("copy"), flops / times.pop("gemm"))
     return times, roof, drift
-
-
-def _nothing(
-    shape: DecodeShape,
-    page_size: int,
-    options: CudaDecodeOptions,
-    trials: Trials,
-    roof: roofs.Roofs,
-) -> Row:
-    """A row for a shape that no implementation supports."""
-    why = "; ".join(trials.absent[impl] for impl in options.impls)
-    return Row(
-        shape=shape,
-        seconds=nan,
-        roofs=roof,
-        no_prefetch=None,
-        peers={},
-        error=nan,
-        drift=0.0,
-        samples={},
-        impl="+".join(options.impls),
-        page_size=page_size,
-        failure=why,
-    )
 
 
 def record(row: Row) -> files.Record:

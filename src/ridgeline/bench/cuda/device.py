@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ridgeline.bench.device import Ready
+from ridgeline.bench.device import Ready, first_line
 
 # Read before every timed call. Many times any L2, so that nothing of the call's inputs is left in
 # it; only read, so that no dirty line is written back inside the clock; and about half a
@@ -112,11 +112,6 @@ def throttled(reasons: str) -> str:
     except ValueError:
         return "unknown"
     return " and ".join(name for bit, name in _THROTTLE.items() if mask & bit) or "no"
-
-
-def first_line(e: BaseException) -> str:
-    """What an exception says, in one line; its type where it says nothing."""
-    return next(iter(str(e).strip().splitlines()), "") or type(e).__name__
 
 
 def _check_usable(api: Any) -> None:

@@ -1,34 +1,45 @@
 """Our decode kernels with a chosen distance of their L2 prefetch, for the ablation."""
 
 from dataclasses import replace
+from importlib import import_module
 
 from torch import Tensor
 
 from ridgeline.bench.inputs import DecodeInputs
 from ridgeline.ops.common.dispatch import empty_outputs
 
-IMPL = "triton"  # whose schedule has the prefetch as an option that a caller may set
 
+def decode(inputs: DecodeInputs, impl: str, distance: int) -> Tensor:
+    """``inputs.decode(impl)`` that prefetches ``distance`` tiles ahead; 0 for not at all.
 
-def decode(inputs: DecodeInputs, distance: int) -> Tensor:
-    """``inputs.decode("triton")`` that prefetches ``distance`` tiles ahead; 0 for not at all."""
-    shape, scale = inputs.shape, inputs.scales.get
-    out, lse = empty_outputs(inputs.q_nope, shape.spec.dim)
-    views, table = inputs.next_views(), (inputs.block_table, inputs.cache_seqlens)
-    if shape.spec.kind == "paired":
-        from ridgeline.ops.paged_decode import triton as paged
-
-        scales = scale("k_scale"), scale("v_scale")
-        config = paged.config_for(inputs.q_nope, views[0], shape.spec.dim, *scales)
-        options = (shape.softmax_scale, True, -1, -1, 0.0, *scales, 0)
-        config = replace(config, prefetch=distance)
-        paged.paged_decode(inputs.q_nope, *views, *table, *options, out, lse, config=config)
+    ``impl`` is one whose launcher takes a ``config`` with ``prefetch``: "triton" or "hopper".
+    """
+    shape, scales = inputs.shape, dict(inputs.scales)
+    operation = "paged_decode" if shape.spec.kind == "paired" else "tied_decode"
+    module = import_module(f"ridgeline.ops.{operation}.{impl}")
+    views = inputs.next_views()
+    if operation == "paged_decode":
+        queries, names = (inputs.q_nope,), ("k_scale", "v_scale")
+        config = module.config_for(*queries, views[0], shape.spec.dim, **scales)
+        options = {"window_left": -1, "window_right": -1, "softcap": 0.0}
     else:
-        from ridgeline.ops.tied_decode import triton as tied
-
-        queries = inputs.q_nope, inputs.q_rope
-        config = tied.config_for(*queries, views[0], scale("state_scale"))
-        options = (shape.softmax_scale, True, scale("state_scale"), 0)
-        config = replace(config, prefetch=distance)
-        tied.tied_decode(*queries, *views, *table, *options, out, lse, config=config)
+        queries, names = (inputs.q_nope, inputs.q_rope), ("state_scale",)
+        config = module.config_for(*queries, views[0], **scales)
+        options = {}
+    if impl == "triton":
+        options |= dict.fromkeys(names)  # its launchers have no defaults
+    out, lse = empty_outputs(inputs.q_nope, shape.spec.dim)
+    getattr(module, operation)(
+        *queries,
+        *views,
+        inputs.block_table,
+        inputs.cache_seqlens,
+        shape.softmax_scale,
+        True,
+        num_splits=0,
+        out=out,
+        lse=lse,
+        config=replace(config, prefetch=distance),
+        **options | scales,
+    )
     return out

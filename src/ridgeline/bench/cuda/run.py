@@ -5,10 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ridgeline.bench.cuda import decode, report
+from ridgeline.bench.attention import report as attention_report
+from ridgeline.bench.attention.measure import AttentionOptions, Row, measure, record
+from ridgeline.bench.cuda import decode, packages, report
 from ridgeline.bench.device import Device
 from ridgeline.bench.grid import Terminal
 from ridgeline.bench.run import Report, bench
+from ridgeline.bench.table import span
 
 
 def bench_decode(
@@ -28,6 +31,19 @@ def bench_decode(
     return rows
 
 
+def bench_attention(
+    options: AttentionOptions, device: Device, console: Terminal, **out: Path | None
+) -> list[Row]:
+    """``ridgeline bench attention --device cuda``; as ``bench_decode``."""
+    work = [
+        (f"{s.label}, {s.mask}, {s.dtype}", partial(measure, s, options, device))
+        for s in options.shapes
+    ]
+    rows = bench(work, ATTENTION, console, **out, device=device, save_each=True)
+    check_rows(rows)
+    return rows
+
+
 def check_rows(rows: Sequence[Any]) -> None:
     """Raise for rows without a time."""
     failed = sum(row.failure is not None for row in rows)
@@ -35,6 +51,19 @@ def check_rows(rows: Sequence[Any]) -> None:
         raise RuntimeError(f"{failed} of {len(rows)} rows failed, see above")
 
 
+def _attention_notes(rows: Sequence[Row]) -> list[str]:
+    found = attention_report.notes(
+        rows, lambda dtype, x: f"torch GEMM in {dtype} {span(x, 0)} GFLOP/s"
+    )
+    return found + packages.missing_note()
+
+
 DECODE = Report(
     line=report.line, table=report.decode_table, notes=report.notes, record=decode.record
+)
+ATTENTION = Report(
+    line=attention_report.line,
+    table=attention_report.attention_table,
+    notes=_attention_notes,
+    record=record,
 )

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ridgeline.bench.cuda.device import first_line
-from ridgeline.bench.device import Device
+from ridgeline.bench.device import Device, first_line, unsupported
 from ridgeline.bench.verify import relative_error
 
 
@@ -33,8 +32,7 @@ class Trials:
         try:
             return self._admit(name, call, budget)
         except Exception as e:  # compilers and drivers have exceptions of their own
-            unsupported = isinstance(e, ValueError) and str(e).startswith("impl=")
-            reasons = self.absent if unsupported else self.failed
+            reasons = self.absent if unsupported(e) else self.failed
             reasons[name] = first_line(e)
         return None
 
