@@ -24,6 +24,7 @@ class Copies:
 
     def __init__(self, agent: tuple) -> None:
         self.agent, self.issued = agent, 0
+        self.signalling = 0  # the last copy that an mbarrier arrival waits for
         self.open: list[Once] = []
         self.groups: deque[list[Once]] = deque()
 
@@ -94,7 +95,9 @@ def mbarrier_arrive(barrier: Any, increment_count: Any = True) -> None:
         signal.pending += threads
     elif threads > signal.count:
         raise BarrierError(f"{threads} threads arrive on {signal}, at {site()}")
-    outstanding = copies.outstanding()
+    outstanding, where = copies.outstanding(), site()
+    copies.signalling = copies.issued
+    signal.copies.append(where)
     clock, fenced = dict(me.clock), dict(me.fenced)
     clock[copies.agent] = copies.issued
     me.tick()
@@ -102,14 +105,16 @@ def mbarrier_arrive(barrier: Any, increment_count: Any = True) -> None:
     def arrive() -> None:
         for landed in outstanding:
             landed()
+        signal.copies.remove(where)
         signal.arrive(threads, clock, fenced)
 
     owner.later(arrive)
 
 
 def abandoned(partition: Any) -> list[Once]:
-    """Copies that nothing waited for when the partition ends."""
-    return [c for c in copies_of(partition).outstanding() if not c.done]
+    """Copies that neither a wait nor an mbarrier covers when the partition ends."""
+    copies = copies_of(partition)
+    return [c for c in copies.outstanding() if c.number > copies.signalling]
 
 
 FUNCTIONS = {

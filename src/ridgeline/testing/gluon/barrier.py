@@ -24,7 +24,7 @@ class Barrier:
         self.known_fenced: Clock = dict(me.fenced)
         self.arriving: Clock = {}  # what arrivals of the current phase bring
         self.arriving_fenced: Clock = {}
-        self.copies: list[Site] = []  # TMA copies in flight
+        self.copies: list[Site] = []  # copies in flight that will signal it
 
     def __str__(self) -> str:
         return (

@@ -72,7 +72,7 @@ class _Launch:
         if partition.parent is None:
             for barrier in partition.block.barriers.values():
                 if barrier.copies:
-                    message = f"the block ends with the TMA load of {barrier.copies[0]} in flight"
+                    message = f"the block ends with the copy of {barrier.copies[0]} in flight"
                     self.owner.report(InFlightError, message)
 
 
