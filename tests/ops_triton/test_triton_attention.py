@@ -5,15 +5,16 @@ from itertools import product
 
 import pytest
 import torch
-from triton_attention import DEVICE, TILES, changed, run_public, run_tiles, small
+from triton_attention import DEVICE, TILES, changed, small
 from triton_cases import DTYPES, HALF
 
 from ridgeline import attention
 from ridgeline.ops.attention.triton import tiles
 from ridgeline.ops.attention.triton.config import unsupported
 from ridgeline.ops.common import device
-from ridgeline.testing import assert_matches, attention_case
+from ridgeline.testing import assert_matches, attention_case, run
 from ridgeline.testing.layouts import FAR, far_along
+from ridgeline.testing.oracle_attention import keys_of
 
 HEADS = [(1, 1), (1, 3), (2, 1), (1, 8), (2, 2)]
 DIMS = [(16, 16), (40, 24), (17, 80), (96, 64), (3, 1), (64, 128), (192, 128), (80, 96)]
@@ -40,7 +41,7 @@ def drawn(seed: int, **chosen):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_forward(seed: int) -> None:
-    out, lse = run_tiles(case := drawn(seed), TILES[seed % 3], gradients=False)
+    out, lse = run(case := drawn(seed), TILES[seed % 3], gradients=False)
     assert_matches(case, out, lse)
 
 
@@ -49,14 +50,14 @@ def test_forward_and_backward(seed: int) -> None:
     dtype = DTYPES[seed % len(DTYPES)]
     tree = (None, "nested", "any", "nested")[seed // 2 % 4]
     case = drawn(seed, dtype=dtype, tree=tree)
-    assert_matches(case, *run_tiles(case, TILES[seed % 3]))
+    assert_matches(case, *run(case, TILES[seed % 3]))
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_public_function(seed: int) -> None:
     """The tiling that is chosen, autograd, the options as a user gives them."""
     case = drawn(seed)
-    assert_matches(case, *run_public(case))
+    assert_matches(case, *run(case, "triton"))
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2], ids=["sequences", "tokens", "heads"])
@@ -66,7 +67,7 @@ def test_far_strides(dim: int) -> None:
     case = attention_case(0, packed=False, lengths=[(3, 5)] * 2, **shape)
     far = {name: far_along(getattr(case, name), dim) for name in ("q", "k", "v", "dout")}
     assert far["q"].untyped_storage().nbytes() > FAR
-    assert_matches(case, *run_tiles(replace(case, **far)))
+    assert_matches(case, *run(replace(case, **far), TILES[0]))
 
 
 @pytest.mark.parametrize("garbage", [torch.nan, torch.inf])
@@ -75,7 +76,7 @@ def test_a_sequence_does_not_spoil_its_neighbours(garbage: float) -> None:
     rows, keys = case.sequences()[1]
     spoilt = {"q": (rows, garbage), "dout": (rows, garbage)}
     spoilt |= {"k": (keys, garbage), "v": (keys, garbage)}
-    clean, got = run_tiles(case), run_tiles(changed(case, **spoilt))
+    clean, got = run(case, TILES[0]), run(changed(case, **spoilt), TILES[0])
     for x, y, at in zip(got, clean, (rows, rows, rows, keys, keys), strict=True):
         keep = torch.ones(len(x), dtype=torch.bool)
         keep[at] = False
@@ -92,8 +93,8 @@ def test_keys_that_nobody_sees_are_not_read(options) -> None:
         case = replace(case, subtree_end=ends)
     unseen = 41 - 20 - (3 if "window" in options else 0)
     index = slice(0, unseen)
-    got = run_tiles(changed(case, k=(index, torch.nan), v=(index, torch.nan)))
-    for x, y in zip(got, run_tiles(case), strict=True):
+    got = run(changed(case, k=(index, torch.nan), v=(index, torch.nan)), TILES[0])
+    for x, y in zip(got, run(case, TILES[0]), strict=True):
         assert torch.equal(x, y)
     assert (got[3][index] == 0).all()
     assert (got[4][index] == 0).all()
@@ -105,7 +106,7 @@ def test_rows_that_see_nothing(group: int) -> None:
     case = small(2, lengths=[(40, 9)], group=group, dtype=HALF)
     index = slice(0, 31)
     spoilt = dict.fromkeys(("q", "dout", "dlse"), (index, torch.nan))
-    clean, got = run_tiles(case), run_tiles(changed(case, **spoilt))
+    clean, got = run(case, TILES[0]), run(changed(case, **spoilt), TILES[0])
     assert all(torch.equal(x, y) for x, y in zip(got, clean, strict=True))
     assert (got[0][index] == 0).all()
     assert (got[1][index] == -torch.inf).all()
@@ -116,24 +117,63 @@ def test_rows_that_see_nothing(group: int) -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_every_element_is_written(causal: bool) -> None:
     case = small(3, causal=causal, kv_heads=2, group=1, dim=17)
-    results = [run_tiles(case, TILES[1], fill=fill) for fill in (torch.nan, 0.0)]
+    results = [run(case, TILES[1], fill=fill) for fill in (torch.nan, 0.0)]
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 
 def test_nan_that_is_seen_is_not_hidden() -> None:
     case = small(0, packed=False, lengths=[(18, 18)] * 2, causal=False)
     for name in ("k", "v"):
-        out, lse = run_tiles(changed(case, **{name: ((1, 3), torch.nan)}), gradients=False)
+        out, lse = run(changed(case, **{name: ((1, 3), torch.nan)}), TILES[0], gradients=False)
         assert out[1].isnan().all()
         assert out[0].isfinite().all()
         assert lse[1].isnan().all().item() is (name == "k")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "options", [{}, {"causal": False, "window": (None, 2)}, {"tree": "nested"}], ids=str
+)
+def test_a_value_reaches_only_rows_that_see_its_key(options, value: float) -> None:
+    """Whatever the other rows of a tile see: 0 times infinity would be NaN."""
+    case = small(1, lengths=[(34, 34)], **options)
+    clean, clean_lse = run(case, TILES[0], gradients=False)
+    for key in (3, 20):
+        out, lse = run(changed(case, v=(key, value)), TILES[0], gradients=False)
+        seeing = torch.tensor([key in keys_of(case, 34, p, ends_of(case)) for p in range(34)])
+        torch.testing.assert_close(out[~seeing], clean[~seeing])
+        torch.testing.assert_close(out[seeing], torch.full_like(out[seeing], value), equal_nan=True)
+        assert torch.equal(lse, clean_lse)
+
+
+def ends_of(case) -> list[int] | None:
+    return None if case.subtree_end is None else case.subtree_end.tolist()
+
+
+def test_a_key_reaches_only_rows_that_see_it() -> None:
+    case = small(1, lengths=[(34, 34)])
+    clean = run(case, TILES[0], gradients=False)
+    out, lse = run(changed(case, k=(20, torch.nan)), TILES[0], gradients=False)
+    assert out[20:].isnan().all()
+    assert lse[20:].isnan().all()
+    torch.testing.assert_close(out[:20], clean[0][:20])
+    assert torch.equal(lse[:20], clean[1][:20])
+
+
+@pytest.mark.parametrize("band", [1, 13])
+def test_bands_change_no_bit(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are launched in bands whose lists fit: of one tile of rows, and of two."""
+    case = small(12, lengths=[(20, 20), (3, 50)], tree="nested", dim=16, value_dim=16)
+    want = run(case, TILES[0])
+    monkeypatch.setattr(tiles, "BAND", band)
+    assert all(torch.equal(x, y) for x, y in zip(run(case, TILES[0]), want, strict=True))
 
 
 @pytest.mark.parametrize("magnitude", [1e-3, 1e4])
 @pytest.mark.parametrize("softcap", [0.0, 0.5, 50.0])
 def test_logits_of_any_size(softcap: float, magnitude: float) -> None:
     case = small(4, softcap=softcap, magnitude=magnitude, lengths=[(18, 34)])
-    results = run_tiles(case)
+    results = run(case, TILES[0])
     assert all(x.isfinite().all() for x in results)
     assert_matches(case, *results)
 
@@ -142,21 +182,21 @@ def test_logits_of_any_size(softcap: float, magnitude: float) -> None:
 def test_scales(scale: float) -> None:
     """A factor has to be positive and normal to be applied to the largest score."""
     case = small(5, softmax_scale=scale, lengths=[(9, 20)])
-    assert_matches(case, *run_tiles(case))
+    assert_matches(case, *run(case, TILES[0]))
 
 
 @pytest.mark.parametrize("window", [(0, 0), (5, None), (None, 3), (2**31 - 1, 2**31 - 1)], ids=str)
 @pytest.mark.parametrize("packed", [True, False])
 def test_windows(window, packed: bool) -> None:
     case = small(6, causal=False, window=window, packed=packed, lengths=[(20, 34)], group=1)
-    assert_matches(case, *run_tiles(case))
+    assert_matches(case, *run(case, TILES[0]))
 
 
 @pytest.mark.parametrize("lengths", [[], [(0, 0)], [(0, 5)] * 2, [(5, 0)] * 2], ids=str)
 @pytest.mark.parametrize("packed", [True, False])
 def test_nothing_at_all(lengths, packed: bool) -> None:
     case = small(7, lengths=lengths, packed=packed, tree="nested")
-    assert_matches(case, *run_tiles(case))
+    assert_matches(case, *run(case, TILES[0]))
 
 
 def test_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +205,7 @@ def test_many_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "CHUNK", 2)
     lengths = [(seed % 3, seed % 4) for seed in range(9)] + [(20, 90)]
     case = small(8, lengths=lengths, group=1, dim=16, value_dim=16, tree="any")
-    assert_matches(case, *run_tiles(case))
+    assert_matches(case, *run(case, TILES[0]))
 
 
 def test_strided_starts() -> None:
@@ -175,7 +215,7 @@ def test_strided_starts() -> None:
         starts[name] = torch.full((3, 2), 999, dtype=torch.int32)
         starts[name][:, 0] = getattr(case, name)
         starts[name] = starts[name][:, 0]
-    got, want = run_tiles(replace(case, **starts)), run_tiles(case)
+    got, want = run(replace(case, **starts), TILES[0]), run(case, TILES[0])
     assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
 
 
@@ -196,18 +236,18 @@ def test_only_the_gradients_that_are_needed(needed: tuple[bool, ...]) -> None:
 
 def test_run_to_run_is_bitwise() -> None:
     case = small(10, dtype=HALF, lengths=[(20, 34)])
-    first, again = run_tiles(case), run_tiles(case)
+    first, again = run(case, TILES[0]), run(case, TILES[0])
     assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
 def test_sequences_are_independent() -> None:
     """A packed sequence gives the bits that it gives alone."""
     case = small(11, lengths=[(18, 18), (5, 33), (20, 20)], group=3)
-    together = run_tiles(case)
+    together = run(case, TILES[0])
     for rows, keys in case.sequences():
         own = {name: getattr(case, name)[rows][None] for name in ("q", "dout", "dlse")}
         own |= {name: getattr(case, name)[keys][None] for name in ("k", "v")}
-        alone = run_tiles(replace(case, **own, cu_seqlens_q=None, cu_seqlens_k=None))
+        alone = run(replace(case, **own, cu_seqlens_q=None, cu_seqlens_k=None), TILES[0])
         for x, y, at in zip(together, alone, (rows, rows, rows, keys, keys), strict=True):
             assert torch.equal(x[at], y[0])
 

@@ -1,50 +1,17 @@
 """The suite finds bugs that are planted in the kernels' sources, one line each."""
 
-import sys
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
 from triton_cases import compact
+from triton_planting import Bug
 
 from ridgeline.testing import MergeCase, poisoned, run, violations
 from ridgeline.testing.poison import ENTRIES
 
-TILES, SPLITS, CONFIG = "common.triton", "common.triton_splits", "common.device"
+TILES, SPLITS = "common.triton", "common.triton_splits"
 PAGED, TIED, MERGE = "paged_decode.triton", "tied_decode.triton", "merge.triton"
-MODULES = (CONFIG, TILES, SPLITS, PAGED, TIED, MERGE)  # each imports only those before it
-
-
-@dataclass(frozen=True)
-class Bug:
-    """``old`` becomes ``new`` in the source of ``ridgeline.ops.<module>``."""
-
-    name: str
-    op: str
-    module: str
-    old: str
-    new: str
-
-    def plant(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Loads every kernel module again, one of them changed, in place of the right ones."""
-        for name in MODULES:
-            full = f"ridgeline.ops.{name}"
-            source = Path(import_module(full).__file__).read_text()
-            if name == self.module:
-                assert source.count(self.old) == 1, f"{self.old!r} is not one place"
-                source = source.replace(self.old, self.new)
-            path = folder / f"{name}.py"
-            path.write_text(source)
-            spec = spec_from_file_location(full, path)
-            module = module_from_spec(spec)
-            monkeypatch.setitem(sys.modules, full, module)
-            package, _, last = full.rpartition(".")
-            monkeypatch.setattr(sys.modules[package], last, module)
-            spec.loader.exec_module(module)
-
 
 BUGS = [
     Bug("causal-one-too-many", "paged_decode", TILES, "(distance <= 0)", "(distance <= 1)"),

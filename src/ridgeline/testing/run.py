@@ -1,6 +1,6 @@
 """Running a case on an implementation, or on one instruction set of the CPU core."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 
@@ -41,7 +41,8 @@ def attention_implementations() -> list[str]:
 def triton_implementations() -> list[str]:
     """``triton`` as the public functions run it, and with tiles of 16 tokens: many to a sequence.
 
-    They run on the GPU, or by Triton's interpreter where it is active.
+    They run on the GPU, or by Triton's interpreter where it is active. Tiles of ``attention`` may
+    have a number of rows of their own: ``triton-32x16`` has 32 rows.
     """
     return ["triton", "triton-16"]
 
@@ -52,41 +53,42 @@ def run(
     *,
     prefetch: int = core.PREFETCH_TILES,
     fill: float = torch.nan,
+    gradients: bool = True,
 ) -> tuple[Tensor, ...]:
-    """``out`` and ``lse`` of a case; of one of ``attention`` also ``dq``, ``dk`` and ``dv``.
+    """``out`` and ``lse`` of a case; of ``attention`` with ``gradients`` also dq, dk and dv.
 
     ``impl`` is that of the public functions, or ``cpu-<isa>`` or ``triton-<tokens of a tile>`` for
     a direct call of the kernels into outputs filled with ``fill``: an element that is not written
     shows.
     """
-    if impl.startswith("triton"):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        block_n = int(impl.removeprefix("triton").removeprefix("-") or 0)
-        result = _run_triton(_on(device, case), block_n, prefetch, fill)
-        return tuple(x.cpu() for x in result)
+    name, _, detail = impl.partition("-")
+    if name == "triton":
+        case = _on("cuda" if torch.cuda.is_available() else "cpu", case)
     if isinstance(case, MergeCase):
-        return merge(case.outs, case.lses)
-    if isinstance(case, AttentionCase):
-        return _run_attention(case, impl, fill)
-    if impl.startswith("cpu-"):
-        return _run_core(case, impl.removeprefix("cpu-"), prefetch, fill)
-    return _run_public(case, impl)
+        result = _run_triton_merge(case) if name == "triton" else merge(case.outs, case.lses)
+    elif isinstance(case, AttentionCase):
+        made = {"": _run_attention, "cpu": _run_attention_core, "triton": _run_attention_triton}
+        result = made[name if detail else ""](case, detail or impl, fill, gradients)
+    else:
+        made = {"": _run_public, "cpu": _run_core, "triton": _run_triton}
+        result = made[name if detail else ""](case, detail or impl, prefetch, fill)
+    return tuple(x.cpu() for x in result)
 
 
-def _run_public(case: DecodeCase, impl: str) -> tuple[Tensor, Tensor]:
+def _run_triton_merge(case: MergeCase) -> tuple[Tensor, Tensor]:
+    from ridgeline.ops.merge import triton
+
+    return triton.merge(case.outs, case.lses)
+
+
+def _run_public(case: DecodeCase, impl: str, *_: float) -> tuple[Tensor, Tensor]:
     if isinstance(case, PagedCase):
         tensors = (case.q, case.k_cache, case.v_cache, case.block_table, case.cache_seqlens)
         return paged_decode(*tensors, **case.options(), return_lse=True, impl=impl)
     return tied_decode(*_tied(case), **case.options(), return_lse=True, impl=impl)
 
 
-def _run_triton(case: Case, block_n: int, prefetch: int, fill: float) -> tuple[Tensor, ...]:
-    if isinstance(case, MergeCase):
-        from ridgeline.ops.merge import triton as merge_triton
-
-        return merge_triton.merge(case.outs, case.lses)
-    if not block_n:
-        return _run_public(case, "triton")
+def _run_triton(case: DecodeCase, tile: str, prefetch: int, fill: float) -> tuple[Tensor, Tensor]:
     rows, splits = case.q.shape[:3], case.num_splits
     lse = torch.full(rows, fill, device=case.q.device)
     if isinstance(case, TiedCase):
@@ -95,7 +97,7 @@ def _run_triton(case: Case, block_n: int, prefetch: int, fill: float) -> tuple[T
         out = case.q.new_full((*rows, case.state_cache.shape[-1]), fill)
         config = tied_triton.config_for(case.q_nope, case.q_rope, case.state_cache)
         options = (case.scale, case.causal, _scale(case, "state_scale"), splits, out, lse)
-        config = replace(config, block_n=block_n, prefetch=prefetch)
+        config = replace(config, block_n=int(tile), prefetch=prefetch)
         tied_triton.tied_decode(*_tied(case), *options, config=config)
         return out, lse
     from ridgeline.ops.paged_decode import triton as paged_triton
@@ -107,7 +109,7 @@ def _run_triton(case: Case, block_n: int, prefetch: int, fill: float) -> tuple[T
     tensors = (case.q, case.k_cache, case.v_cache, case.block_table, case.cache_seqlens)
     scales = (_scale(case, "k_scale"), _scale(case, "v_scale"))
     options = (case.scale, case.causal, left, right, case.softcap, *scales, splits, out, lse)
-    config = replace(config, block_n=block_n, prefetch=prefetch)
+    config = replace(config, block_n=int(tile), prefetch=prefetch)
     paged_triton.paged_decode(*tensors, *options, config=config)
     return out, lse
 
@@ -169,24 +171,56 @@ def _run_core(case: DecodeCase, isa: str, prefetch: int, fill: float) -> tuple[T
     return out, lse
 
 
-def _run_attention(case: AttentionCase, impl: str, fill: float) -> tuple[Tensor, ...]:
+def _run_attention(
+    case: AttentionCase, impl: str, fill: float, gradients: bool
+) -> tuple[Tensor, ...]:
+    leaves = [x.detach().requires_grad_(gradients) for x in (case.q, case.k, case.v)]
+    out, lse = attention(*leaves, **case.options(), return_lse=True, impl=impl)
+    if not gradients:
+        return out, lse
+    ends = [out] if case.dlse is None else [out, lse]
+    grads = torch.autograd.grad(ends, leaves, [case.dout, case.dlse][: len(ends)])
+    return out.detach(), lse.detach(), *grads
+
+
+def _run_attention_core(
+    case: AttentionCase, isa: str, fill: float, gradients: bool
+) -> tuple[Tensor, ...]:
+    return _launch(attention_cpu.forward, attention_cpu.backward, case, fill, gradients, isa=isa)
+
+
+def _run_attention_triton(
+    case: AttentionCase, tile: str, fill: float, gradients: bool
+) -> tuple[Tensor, ...]:
+    from ridgeline.ops.attention.triton import backward, forward
+    from ridgeline.ops.attention.triton.config import AttentionConfig
+
+    rows, _, tokens = tile.rpartition("x")
+    config = AttentionConfig(int(rows or tokens), int(tokens), num_warps=4, num_stages=1)
+    return _launch(forward.forward, backward.backward, case, fill, gradients, config=config)
+
+
+def _launch(
+    forward: Callable[..., None],
+    backward: Callable[..., None],
+    case: AttentionCase,
+    fill: float,
+    gradients: bool,
+    **chosen: object,
+) -> tuple[Tensor, ...]:
+    """The launchers of an implementation, into outputs filled with ``fill``."""
     inputs = (case.q, case.k, case.v)
-    if not impl.startswith("cpu-"):
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        out, lse = attention(*leaves, **case.options(), return_lse=True, impl=impl)
-        ends = [out] if case.dlse is None else [out, lse]
-        grads = torch.autograd.grad(ends, leaves, [case.dout, case.dlse][: len(ends)])
-        return out.detach(), lse.detach(), *grads
-    isa = impl.removeprefix("cpu-")
     left, right = (-1 if side is None else side for side in case.window or (None, None))
     layout = (case.cu_seqlens_q, case.cu_seqlens_k, case.subtree_end)
     options = (case.scale, case.causal, left, right, case.softcap)
-    out = torch.full(case.dout.shape, fill, dtype=case.q.dtype)
-    lse = torch.full(case.q.shape[:-1], fill)
-    attention_cpu.forward(*inputs, *layout, *options, out, lse, isa=isa)
-    grads = [torch.full(x.shape, fill, dtype=x.dtype) for x in inputs]
+    out = case.q.new_full(case.dout.shape, fill)
+    lse = case.q.new_full(case.q.shape[:-1], fill, dtype=torch.float32)
+    forward(*inputs, *layout, *options, out, lse, **chosen)
+    if not gradients:
+        return out, lse
+    grads = [torch.full_like(x, fill, memory_format=torch.contiguous_format) for x in inputs]
     upstream = (case.dout, None if case.dlse is None else case.dlse.contiguous())
-    attention_cpu.backward(*upstream, *inputs, out, lse, *layout, *options, *grads, isa=isa)
+    backward(*upstream, *inputs, out, lse, *layout, *options, *grads, **chosen)
     return out, lse, *grads
 
 

@@ -47,14 +47,16 @@ _TWO_PAGES = {"lengths": [4], "page_size": 2, "spare_pages": 0}
 
 
 @cache
-def cases(op: Op, fp8: bool = False, half: torch.dtype = torch.bfloat16) -> tuple[Case, ...]:
-    """The suite of one operation; ``fp8`` adds caches in float8_e4m3fn.
+def cases(
+    op: Op, fp8: bool = False, half: torch.dtype = torch.bfloat16, double: bool = True
+) -> tuple[Case, ...]:
+    """The suite of one operation; ``fp8`` adds caches in float8_e4m3fn, ``double`` float64.
 
-    ``half`` is what most 16-bit cases of the decode operations are in.
+    ``half`` is what most 16-bit cases are in.
     """
     match op:
         case "attention":
-            return _attention()
+            return _attention(half, double)
         case "paged_decode":
             return _paged(fp8, half)
         case "tied_decode":
@@ -184,7 +186,7 @@ def _tied(fp8: bool, half: torch.dtype) -> tuple[DecodeCase, ...]:
     return tuple(made)
 
 
-def _attention() -> tuple[AttentionCase, ...]:
+def _attention(half: torch.dtype, double: bool) -> tuple[AttentionCase, ...]:
     plain = {"magnitude": 1.0, "softcap": 0.0, "window": None, "softmax_scale": None}
     plain |= {"tree": None, "causal": True, "kv_heads": 2, "group": 3, "dim": 40, "value_dim": 24}
     plain |= {"packed": True, "lengths": [(37, 37), (5, 40), (0, 3), (4, 0), (9, 6)]}
@@ -192,9 +194,9 @@ def _attention() -> tuple[AttentionCase, ...]:
     batch = {"packed": False, "lengths": [(13, 33)] * 3}
     changes = [
         {},
-        {"dtype": torch.bfloat16},
+        {"dtype": half},
         {"dtype": torch.float16, "value_dim": 64},
-        {"dtype": F64},
+        {"dtype": F64} if double else {},
         {"causal": False},
         {"with_dlse": False},
         {"softmax_scale": 0.05},
@@ -210,7 +212,7 @@ def _attention() -> tuple[AttentionCase, ...]:
         {"lengths": [(130, 300), (1, 65)], "group": 1, "kv_heads": 1},
         {"lengths": [(150, 150)], "group": 2, "kv_heads": 1, "tree": "nested"},
         batch,
-        batch | {"tree": "nested", "dtype": torch.bfloat16},
+        batch | {"tree": "nested", "dtype": half},
         batch | {"lengths": [(33, 13)] * 2, "causal": False},
         batch | {"strides": False, "value_dim": 80, "dim": 128},
     ]

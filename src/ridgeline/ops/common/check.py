@@ -113,7 +113,8 @@ def scale(name: str, x: Tensor | float | None, cache_name: str, cache: Tensor) -
         got = str(cache.dtype).removeprefix("torch.")
         raise ValueError(f"{name}: expected None unless {cache_name} is float8_e4m3fn, got {got}")
     if not isinstance(x, Tensor):
-        return torch.tensor(finite(name, x), dtype=torch.float32, device=cache.device)
+        # Filled there: a copy from the host would be waited for.
+        return torch.full((), finite(name, x), dtype=torch.float32, device=cache.device)
     dtype(name, x, (torch.float32,))
     same_device(**{cache_name: cache, name: x})
     num_pages, page_size, heads, dim = cache.shape

@@ -2,9 +2,12 @@
 
 import os
 import sys
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, wraps
 from importlib.util import find_spec
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +22,13 @@ INTERPRETED_PROCESSORS = 3  # few, so that sequences are cut between programs
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Shared memory that one program may use, by compute capability, less what Triton itself needs.
 _SHARED_BYTES = {80: 160 << 10, 86: 96 << 10, 89: 96 << 10, 90: 224 << 10, 100: 224 << 10}
+
+
+Kernel = Literal["decode", "forward", "dkdv", "dq"]
+_TUNED: dict[str, dict[str, int]] = {}
+Config = TypeVar("Config")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,56 @@ def decode_config(
         block_n //= 2
     # The block table is loaded as far ahead of a tile as the tile of its use.
     return DecodeConfig(block_m, block_n, num_warps, 2 * buffers + 1)
+
+
+@contextmanager
+def tuned(kernel: Kernel, **fields: int) -> Iterator[None]:
+    """Within the block, ``fields`` of every tiling that is chosen for ``kernel`` are these.
+
+    For benchmarks: what another tile, or prefetch, would do, through the public functions and
+    autograd. Of all threads, so that gradients follow; outside the block all is as before.
+
+    >>> with tuned("decode", prefetch=2), tuned("forward", block_n=64, num_warps=4):
+    ...     ridgeline.paged_decode(q, k_cache, v_cache, block_table, cache_seqlens)
+
+    Args:
+        kernel: "decode" (``paged_decode`` and ``tied_decode``; fields of ``DecodeConfig``), or of
+            ``attention`` "forward", "dkdv" or "dq" (fields of ``AttentionConfig``).
+        fields: a tile's sizes are powers of two of at least 16.
+
+    Raises:
+        ValueError: there is no such kernel, or a tile's size is not a power of two.
+        TypeError: in the call inside the block, that the tiling has no such field.
+    """
+    if kernel not in get_args(Kernel):
+        raise ValueError(f"kernel: expected one of {', '.join(get_args(Kernel))}, got {kernel!r}")
+    for name, value in fields.items():
+        if name.startswith("block") and value != max(16, next_power_of_2(value)):
+            raise ValueError(f"{name}: expected a power of two of at least 16, got {value}")
+    before = _TUNED.get(kernel, {})
+    _TUNED[kernel] = before | fields
+    try:
+        yield
+    finally:
+        _TUNED[kernel] = before
+
+
+def as_tuned(kernel: Kernel, config: Config) -> Config:
+    """The tiling that was chosen, with what ``tuned`` replaces."""
+    return replace(config, **_TUNED.get(kernel, {}))
+
+
+def launcher(launch: Callable[P, R]) -> Callable[P, R]:
+    """Makes the device of a launcher's first tensor the current one: there Triton launches."""
+
+    @wraps(launch)
+    def on_its_device(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not args[0].is_cuda:
+            return launch(*args, **kwargs)
+        with torch.cuda.device(args[0].device):
+            return launch(*args, **kwargs)
+
+    return on_its_device
 
 
 def check_values_of_decode(

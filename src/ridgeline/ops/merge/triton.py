@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ridgeline.ops.common.device import next_power_of_2
+from ridgeline.ops.common import device
 
 PARTS = 16  # that are merged at a time
 
@@ -53,6 +53,7 @@ def merge_kernel(
         tl.store(lse + row, tl.where(l == 0.0, float("-inf"), total))
 
 
+@device.launcher
 def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """``outs [S, ..., d]``, ``lses [S, ...]`` -> ``out [..., d]``, ``lse [...]``."""
     out = outs.new_empty(outs.shape[1:])
@@ -61,7 +62,7 @@ def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
         return out, lse
     parts, dim = outs.shape[0], outs.shape[-1]
     outs, lses = outs.reshape(parts, -1, dim), lses.reshape(parts, -1)
-    block_d = min(128, max(16, next_power_of_2(dim)))
+    block_d = min(128, max(16, device.next_power_of_2(dim)))
     merge_kernel[(lse.numel(), max(1, -(-dim // block_d)))](
         outs,
         lses,

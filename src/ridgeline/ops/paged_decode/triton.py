@@ -227,9 +227,11 @@ def config_for(
     name = str(k_cache.dtype).removeprefix("torch.").removesuffix("fn")
     k, v = sum(device.pieces(dim)), sum(device.pieces(value_dim))
     scales = device.scale_bytes(k_scale, dim) + device.scale_bytes(v_scale, value_dim)
-    return device.decode_config(device.arch(q), rows, k + v, v, name, scales)
+    config = device.decode_config(device.arch(q), rows, k + v, v, name, scales)
+    return device.as_tuned("decode", config)
 
 
+@device.launcher
 def paged_decode(
     q: Tensor,
     k_cache: Tensor,

@@ -221,9 +221,11 @@ def config_for(
     scales = device.scale_bytes(state_scale, state_cache.shape[3])
     if device.is_fp8(state_cache):
         scales += rope * (q_rope.element_size() - 1)  # which is as wide as the queries
-    return device.decode_config(device.arch(q_nope), rows, state + rope, state, name, scales)
+    config = device.decode_config(device.arch(q_nope), rows, state + rope, state, name, scales)
+    return device.as_tuned("decode", config)
 
 
+@device.launcher
 def tied_decode(
     q_nope: Tensor,
     q_rope: Tensor,

@@ -13,8 +13,11 @@ from ridgeline.ops.attention.triton.config import AttentionConfig, Pass, config_
 from ridgeline.ops.attention.triton.tiles import (
     Problem,
     cap_slope,
+    find_rows,
     find_sequence,
     find_tile,
+    first_and_last,
+    head_offset,
     key_interval,
     key_range,
     load_columns,
@@ -25,7 +28,7 @@ from ridgeline.ops.attention.triton.tiles import (
     row_offsets,
     row_range,
 )
-from ridgeline.ops.common.device import next_power_of_2, pieces
+from ridgeline.ops.common.device import launcher, next_power_of_2, pieces
 from ridgeline.ops.common.triton import LOG2_E, dot, store_columns
 
 DELTA_ROWS = 32  # of one program of the kernel that computes delta
@@ -144,8 +147,8 @@ def dkdv_kernel(
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     real = n < len_k
     start_q, len_q = find_sequence(b, cu_q, stride_cuq, query_len, PACKED)
-    q_base = q + b.to(tl.int64) * stride_qb + start_q * stride_ql + head * GROUP * stride_qh
-    d_base = dout + b.to(tl.int64) * stride_db + start_q * stride_dl + head * GROUP * stride_dh
+    q_base = q + head_offset(b, start_q, head * GROUP, stride_qb, stride_ql, stride_qh)
+    d_base = dout + head_offset(b, start_q, head * GROUP, stride_db, stride_dl, stride_dh)
     sums = output_rows(0, b, start_q, head, query_len, KV_HEADS, GROUP, PACKED)
     at = b.to(tl.int64) * stride_kb + (start_k + n) * stride_kl + head * stride_kh
     # [BLOCK_N, K0], ...
@@ -164,7 +167,7 @@ def dkdv_kernel(
     dv1 = tl.zeros([BLOCK_N, V1 if V1 > 0 else 16], tl.float32)
     ends = subtree_end
     if TREE:
-        ends += b.to(tl.int64) * stride_eb + start_k * stride_el
+        ends += head_offset(b, start_k, head, stride_eb, stride_el, 0)
     low, high = key_interval(n, len_k, ends, stride_el, left, right, LEFT, RIGHT, TREE)
     begin, full_begin, full_end, end = row_range(low, high, real, len_q, len_k, GROUP, BLOCK_M)
     for masked in tl.static_range(2):
@@ -341,6 +344,7 @@ def dq_kernel(
     capacity,
     stride_eb,
     stride_el,
+    band,
     row_tiles,
     stride_qb,
     stride_ql,
@@ -374,26 +378,25 @@ def dq_kernel(
 ):
     """One tile of rows, over keys as in the forward kernel."""
     head = (tl.program_id(0) // row_tiles).to(tl.int64)
-    b, block, start_q, len_q = find_tile(
-        tl.program_id(0) % row_tiles,
+    tile = tl.program_id(0) % row_tiles
+    b, begin, row, position, start_q, len_q, start_k, len_k = find_rows(
+        band + tile,
         cu_q,
+        cu_k,
         stride_cuq,
+        stride_cuk,
         batch,
         query_len,
+        key_len,
         GROUP,
-        BLOCK_M,
         PACKED,
         SEQUENCES,
+        BLOCK_M,
     )
-    blocks = tl.cdiv(len_q * GROUP, BLOCK_M)
-    if block >= blocks:
+    if begin < 0:
         return
-    row = (blocks - 1 - block) * BLOCK_M + tl.arange(0, BLOCK_M)
     real = row < len_q * GROUP
-    start_k, len_k = find_sequence(b, cu_k, stride_cuk, key_len, PACKED)
-    position = len_k - len_q + row // GROUP
-    first = tl.min(position, 0)
-    last = tl.minimum(tl.max(position, 0), len_k - 1)
+    first, last = first_and_last(position, len_k)
     at = output_rows(row, b, start_q, head, query_len, KV_HEADS, GROUP, PACKED)
     row_shift = tl.load(shift + at, mask=real, other=float("inf"))
     row_delta = tl.load(delta + at, mask=real, other=0.0)
@@ -408,13 +411,13 @@ def dq_kernel(
     d1 = d0
     if V1 > 0:
         d1 = load_columns(rows, real, V0, V1, VALUE_DIM)
-    k_rows = k + b.to(tl.int64) * stride_kb + start_k * stride_kl + head * stride_kh
-    v_rows = v + b.to(tl.int64) * stride_vb + start_k * stride_vl + head * stride_vh
+    k_rows = k + head_offset(b, start_k, head, stride_kb, stride_kl, stride_kh)
+    v_rows = v + head_offset(b, start_k, head, stride_vb, stride_vl, stride_vh)
     ends = subtree_end
     row_list = lists
     if TREE:
-        ends += b.to(tl.int64) * stride_eb + start_k * stride_el
-        row_list += (tl.program_id(0) % row_tiles).to(tl.int64) * (capacity + 2)
+        ends += head_offset(b, start_k, head, stride_eb, stride_el, 0)
+        row_list += tile.to(tl.int64) * (capacity + 2)
     dq0 = tl.zeros([BLOCK_M, K0], tl.float32)
     dq1 = tl.zeros([BLOCK_M, K1 if K1 > 0 else 16], tl.float32)
     begin, full_begin, full_end, end = key_range(
@@ -542,6 +545,7 @@ def dq_step(
     return dq0, dq1
 
 
+@launcher
 def backward(
     dout: Tensor,
     dlse: Tensor | None,
@@ -635,14 +639,13 @@ def backward(
         )
     if dq is not None and q.numel():
         options = constants("dq")
-        tiles = problem.tiles(problem.query_len * problem.group, options["BLOCK_M"])
-        dq_kernel[(tiles * problem.kv_heads,)](
-            *inputs,
-            dq,
-            *problem.layout,
-            *problem.options,
-            *problem.lists(options["BLOCK_M"], options["BLOCK_N"]),
-            tiles,
-            *strides,
-            **options,
-        )
+        for band in problem.bands(options["BLOCK_M"], options["BLOCK_N"]):
+            dq_kernel[(band[-1] * problem.kv_heads,)](
+                *inputs,
+                dq,
+                *problem.layout,
+                *problem.options,
+                *band,
+                *strides,
+                **options,
+            )

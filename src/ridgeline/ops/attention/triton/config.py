@@ -34,11 +34,12 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, interpret: bool) -> str | None:
 
 def config_for(q: Tensor, k: Tensor, v: Tensor, kernel: Pass) -> AttentionConfig:
     """The tiling of a call, from shapes and device alone."""
-    if device.interpreting():
-        return INTERPRETED
-    dtype = str(q.dtype).removeprefix("torch.")
-    config = tiling(device.arch(q), q.shape[-1], v.shape[-1], dtype, kernel)
-    return fit_rows(config, q.shape[-3] * (q.shape[-2] // k.shape[-2]), kernel)
+    config = INTERPRETED
+    if not device.interpreting():
+        dtype = str(q.dtype).removeprefix("torch.")
+        config = tiling(device.arch(q), q.shape[-1], v.shape[-1], dtype, kernel)
+        config = fit_rows(config, q.shape[-3] * (q.shape[-2] // k.shape[-2]), kernel)
+    return device.as_tuned(kernel, config)
 
 
 def fit_rows(config: AttentionConfig, rows: int, kernel: Pass) -> AttentionConfig:

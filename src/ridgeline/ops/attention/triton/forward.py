@@ -7,8 +7,9 @@ from torch import Tensor
 from ridgeline.ops.attention.triton.config import AttentionConfig, config_for
 from ridgeline.ops.attention.triton.tiles import (
     Problem,
-    find_sequence,
-    find_tile,
+    find_rows,
+    first_and_last,
+    head_offset,
     key_interval,
     key_range,
     load_columns,
@@ -18,8 +19,11 @@ from ridgeline.ops.attention.triton.tiles import (
     output_rows,
     row_offsets,
 )
-from ridgeline.ops.common.device import pieces
+from ridgeline.ops.common.device import launcher, pieces
 from ridgeline.ops.common.triton import dot, natural_lse, store_columns
+
+CAREFUL_ROWS = tl.constexpr(16)  # of a tile that is gone over again
+CAREFUL_KEYS = tl.constexpr(32)
 
 
 @triton.jit
@@ -46,6 +50,7 @@ def forward_kernel(
     capacity,
     stride_eb,
     stride_el,
+    band,
     row_tiles,
     stride_qb,
     stride_ql,
@@ -76,35 +81,181 @@ def forward_kernel(
 ):
     """One tile of rows of one kv head. Tiles of a head are neighbours: they share its K in L2."""
     head = (tl.program_id(0) // row_tiles).to(tl.int64)
-    b, block, start_q, len_q = find_tile(
-        tl.program_id(0) % row_tiles,
+    tile = tl.program_id(0) % row_tiles
+    b, begin, _, _, start_q, len_q, start_k, len_k = find_rows(
+        band + tile,
         cu_q,
+        cu_k,
         stride_cuq,
+        stride_cuk,
         batch,
         query_len,
+        key_len,
         GROUP,
-        BLOCK_M,
         PACKED,
         SEQUENCES,
+        BLOCK_M,
     )
-    blocks = tl.cdiv(len_q * GROUP, BLOCK_M)
-    if block >= blocks:
+    if begin < 0:
         return
-    # Under causal the last rows see most keys: they start first.
-    row = (blocks - 1 - block) * BLOCK_M + tl.arange(0, BLOCK_M)
-    real = row < len_q * GROUP
-    start_k, len_k = find_sequence(b, cu_k, stride_cuk, key_len, PACKED)
-    position = len_k - len_q + row // GROUP
-    first = tl.min(position, 0)
-    last = tl.minimum(tl.max(position, 0), len_k - 1)
-    q_rows = q + row_offsets(row, b, start_q, head, stride_qb, stride_ql, stride_qh, GROUP)
-    k_rows = k + b.to(tl.int64) * stride_kb + start_k * stride_kl + head * stride_kh
-    v_rows = v + b.to(tl.int64) * stride_vb + start_k * stride_vl + head * stride_vh
+    k_rows = k + head_offset(b, start_k, head, stride_kb, stride_kl, stride_kh)
+    v_rows = v + head_offset(b, start_k, head, stride_vb, stride_vl, stride_vh)
     ends = subtree_end
     row_list = lists
     if TREE:
-        ends += b.to(tl.int64) * stride_eb + start_k * stride_el
-        row_list += (tl.program_id(0) % row_tiles).to(tl.int64) * (capacity + 2)
+        ends += head_offset(b, start_k, head, stride_eb, stride_el, 0)
+        row_list += tile.to(tl.int64) * (capacity + 2)
+    spoilt = forward_rows(
+        q,
+        k_rows,
+        v_rows,
+        out,
+        lse,
+        ends,
+        row_list,
+        capacity,
+        begin,
+        b,
+        head,
+        start_q,
+        len_q,
+        len_k,
+        query_len,
+        factor,
+        scale,
+        softcap,
+        left,
+        right,
+        stride_qb,
+        stride_ql,
+        stride_qh,
+        stride_kl,
+        stride_vl,
+        stride_el,
+        KV_HEADS,
+        GROUP,
+        DIM,
+        VALUE_DIM,
+        K0,
+        K1,
+        V0,
+        V1,
+        PACKED,
+        LEFT,
+        RIGHT,
+        TREE,
+        SOFTCAP,
+        SCALED,
+        False,
+        BLOCK_M,
+        BLOCK_N,
+    )
+    if LEFT or RIGHT or TREE:  # noqa: SIM102 (known when it is compiled)
+        if spoilt:
+            for at in range(begin, begin + BLOCK_M, CAREFUL_ROWS):
+                forward_rows(
+                    q,
+                    k_rows,
+                    v_rows,
+                    out,
+                    lse,
+                    ends,
+                    row_list,
+                    capacity,
+                    at,
+                    b,
+                    head,
+                    start_q,
+                    len_q,
+                    len_k,
+                    query_len,
+                    factor,
+                    scale,
+                    softcap,
+                    left,
+                    right,
+                    stride_qb,
+                    stride_ql,
+                    stride_qh,
+                    stride_kl,
+                    stride_vl,
+                    stride_el,
+                    KV_HEADS,
+                    GROUP,
+                    DIM,
+                    VALUE_DIM,
+                    K0,
+                    K1,
+                    V0,
+                    V1,
+                    PACKED,
+                    LEFT,
+                    RIGHT,
+                    TREE,
+                    SOFTCAP,
+                    SCALED,
+                    True,
+                    CAREFUL_ROWS,
+                    CAREFUL_KEYS,
+                )
+
+
+@triton.jit
+def forward_rows(
+    q,
+    k_rows,
+    v_rows,
+    out,
+    lse,
+    ends,
+    row_list,
+    capacity,
+    begin,
+    b,
+    head,
+    start_q,
+    len_q,
+    len_k,
+    query_len,
+    factor,
+    scale,
+    softcap,
+    left,
+    right,
+    stride_qb,
+    stride_ql,
+    stride_qh,
+    stride_kl,
+    stride_vl,
+    stride_el,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    V0: tl.constexpr,
+    V1: tl.constexpr,
+    PACKED: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    TREE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAREFUL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The results of ``BLOCK_M`` rows from ``begin`` on; whether one of them is not finite.
+
+    A value that is not finite then may have reached rows of the tile that do not see its key: 0
+    times infinity is NaN. CAREFUL, it reaches none of them.
+    """
+    row = begin + tl.arange(0, BLOCK_M)
+    real = row < len_q * GROUP
+    position = len_k - len_q + row // GROUP
+    first, last = first_and_last(position, len_k)
+    q_rows = q + row_offsets(row, b, start_q, head, stride_qb, stride_ql, stride_qh, GROUP)
     # [BLOCK_M, K0], [BLOCK_M, K1]
     q0 = load_columns(q_rows, real, 0, K0, DIM)
     q1 = q0
@@ -114,57 +265,74 @@ def forward_kernel(
     acc1 = tl.zeros([BLOCK_M, V1 if V1 > 0 else 16], tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
-    begin, full_begin, full_end, end = key_range(
+    first_tile, full_begin, full_end, end = key_range(
         first, last, len_k, left, right, LEFT, RIGHT, BLOCK_N
     )
+    if CAREFUL:  # every tile as one that is cut
+        full_begin = first_tile
+        full_end = first_tile
     for masked in tl.static_range(2):
-        count, start, jump, gap = loop_over(
-            begin, full_begin, full_end, end, row_list, capacity, masked == 1, TREE
-        )
-        for i in range(count):
-            acc0, acc1, m, l = forward_step(
-                nth_tile(i, start, jump, gap, row_list, masked == 1, TREE),
-                q0,
-                q1,
-                acc0,
-                acc1,
-                m,
-                l,
-                position,
-                first,
-                last,
-                k_rows,
-                v_rows,
-                ends,
-                len_k,
-                stride_kl,
-                stride_vl,
-                stride_el,
-                factor,
-                scale,
-                softcap,
-                left,
-                right,
-                DIM,
-                VALUE_DIM,
-                K0,
-                K1,
-                V0,
-                V1,
-                LEFT,
-                RIGHT,
-                TREE,
-                SOFTCAP,
-                SCALED,
+        if masked == 1 or not CAREFUL:
+            count, start, jump, gap = loop_over(
+                first_tile,
+                full_begin,
+                full_end,
+                end,
+                row_list,
+                capacity,
                 masked == 1,
-                BLOCK_N,
+                TREE and not CAREFUL,
             )
+            for i in range(count):
+                acc0, acc1, m, l = forward_step(
+                    nth_tile(i, start, jump, gap, row_list, masked == 1, TREE and not CAREFUL),
+                    q0,
+                    q1,
+                    acc0,
+                    acc1,
+                    m,
+                    l,
+                    position,
+                    first,
+                    last,
+                    k_rows,
+                    v_rows,
+                    ends,
+                    len_k,
+                    stride_kl,
+                    stride_vl,
+                    stride_el,
+                    factor,
+                    scale,
+                    softcap,
+                    left,
+                    right,
+                    DIM,
+                    VALUE_DIM,
+                    K0,
+                    K1,
+                    V0,
+                    V1,
+                    LEFT,
+                    RIGHT,
+                    TREE,
+                    SOFTCAP,
+                    SCALED,
+                    masked == 1,
+                    CAREFUL,
+                    BLOCK_N,
+                )
     at = output_rows(row, b, start_q, head, query_len, KV_HEADS, GROUP, PACKED)
     total = tl.where(l == 0.0, 1.0, l)[:, None]
     store_columns(out + at * VALUE_DIM, acc0 / total, real, 0, V0, VALUE_DIM)
+    # 0, or NaN of a row with an element that is not finite
+    spoilt = tl.sum(acc0 * 0.0)
     if V1 > 0:
         store_columns(out + at * VALUE_DIM, acc1 / total, real, V0, V1, VALUE_DIM)
-    tl.store(lse + at, natural_lse(m, l), mask=real)
+        spoilt += tl.sum(acc1 * 0.0)
+    if not CAREFUL:
+        tl.store(lse + at, natural_lse(m, l), mask=real)
+    return spoilt != 0.0
 
 
 @triton.jit
@@ -203,6 +371,7 @@ def forward_step(
     SOFTCAP: tl.constexpr,
     SCALED: tl.constexpr,
     MASKED: tl.constexpr,
+    CAREFUL: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """One tile of keys joins the running maximum m, sum l and accumulators."""
@@ -217,8 +386,8 @@ def forward_step(
         k1 = load_columns(k_rows + at * stride_kl, needed, K0, K1, DIM, MASKED)
         x += dot(q1, tl.trans(k1))
     x = logits(x, scale, softcap, SOFTCAP, SCALED)
+    seen = (low[None, :] <= position[:, None]) & (position[:, None] < high[None, :])
     if MASKED:
-        seen = (low[None, :] <= position[:, None]) & (position[:, None] < high[None, :])
         x = tl.where(seen, x, float("-inf"))
     m_new = tl.maximum(m, tl.max(x, 1) * factor)
     # A row that has seen nothing has m = -inf; its differences are taken from 0 instead.
@@ -228,13 +397,37 @@ def forward_step(
     l = l * alpha + tl.sum(p, 1)
     m = m_new
     v0 = load_columns(v_rows + at * stride_vl, needed, 0, V0, VALUE_DIM, MASKED)
-    acc0 = acc0 * alpha[:, None] + dot(p.to(v0.dtype), v0)
+    acc0 = acc0 * alpha[:, None] + dot(p.to(v0.dtype), finite(v0) if CAREFUL else v0)
+    if CAREFUL:
+        acc0 += infinities(seen, v0)
     if V1 > 0:
         v1 = load_columns(v_rows + at * stride_vl, needed, V0, V1, VALUE_DIM, MASKED)
-        acc1 = acc1 * alpha[:, None] + dot(p.to(v1.dtype), v1)
+        acc1 = acc1 * alpha[:, None] + dot(p.to(v1.dtype), finite(v1) if CAREFUL else v1)
+        if CAREFUL:
+            acc1 += infinities(seen, v1)
     return acc0, acc1, m, l
 
 
+@triton.jit
+def finite(v):
+    return tl.where(tl.abs(v) < float("inf"), v, 0.0)
+
+
+@triton.jit
+def infinities(seen, v):
+    """What ``seen [BLOCK_M, BLOCK_N]`` adds up of the elements of ``v`` that ``finite`` drops.
+
+    A product with them would be NaN also where a row does not see their key: 0 times infinity.
+    """
+    seen = seen.to(v.dtype)
+    # NaN is neither below nor above.
+    up = dot(seen, tl.where(v < float("inf"), 0.0, 1.0).to(v.dtype))
+    down = dot(seen, tl.where(v > float("-inf"), 0.0, 1.0).to(v.dtype))
+    infinity = float("inf")
+    return tl.where(up > 0, infinity, 0.0) + tl.where(down > 0, -infinity, 0.0)
+
+
+@launcher
 def forward(
     q: Tensor,
     k: Tensor,
@@ -271,30 +464,29 @@ def forward(
         window_right,
         softcap,
     )
-    row_tiles = problem.tiles(problem.query_len * problem.group, config.block_m)
     if lse.numel() == 0:
         return
     (k0, k1), (v0, v1) = pieces(q.shape[-1]), pieces(v.shape[-1])
-    forward_kernel[(row_tiles * problem.kv_heads,)](
-        q,
-        k,
-        v,
-        out,
-        lse,
-        *problem.layout,
-        *problem.options,
-        *problem.lists(config.block_m, config.block_n),
-        row_tiles,
-        *problem.strides(q),
-        *problem.strides(k),
-        *problem.strides(v),
-        K0=k0,
-        K1=k1,
-        V0=v0,
-        V1=v1,
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        **problem.constants,
-    )
+    for band in problem.bands(config.block_m, config.block_n):
+        forward_kernel[(band[-1] * problem.kv_heads,)](
+            q,
+            k,
+            v,
+            out,
+            lse,
+            *problem.layout,
+            *problem.options,
+            *band,
+            *problem.strides(q),
+            *problem.strides(k),
+            *problem.strides(v),
+            K0=k0,
+            K1=k1,
+            V0=v0,
+            V1=v1,
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            **problem.constants,
+        )

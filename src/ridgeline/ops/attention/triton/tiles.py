@@ -9,6 +9,8 @@ where causal, and subtrees, make ``right`` 0. A side that is not bounded drops o
 (``LEFT``, ``RIGHT``, ``TREE``).
 """
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,6 +19,7 @@ from ridgeline.ops.common.triton import LOG2_E, tanh
 
 SEQUENCES = 128  # whose starts are read at a time
 CHUNK = 128  # tiles of keys that are listed at a time
+BAND = 1 << 22  # tiles in the lists of one launch: 16 MiB
 FAR = tl.constexpr(2**31 - 1)
 
 
@@ -66,11 +69,53 @@ def find_sequence(b, cu_seqlens, stride_cu, length, PACKED: tl.constexpr):
 
 
 @triton.jit
+def find_rows(
+    t,
+    cu_q,
+    cu_k,
+    stride_cuq,
+    stride_cuk,
+    batch,
+    query_len,
+    key_len,
+    GROUP: tl.constexpr,
+    PACKED: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """The query rows of tile t and their positions; sequence b, and where it lies.
+
+    Under causal the last rows see most keys: they start first. A tile that is one too many begins
+    before row 0.
+    """
+    b, block, start_q, len_q = find_tile(
+        t, cu_q, stride_cuq, batch, query_len, GROUP, BLOCK_M, PACKED, SEQUENCES
+    )
+    begin = (tl.cdiv(len_q * GROUP, BLOCK_M) - 1 - block) * BLOCK_M
+    row = begin + tl.arange(0, BLOCK_M)
+    start_k, len_k = find_sequence(b, cu_k, stride_cuk, key_len, PACKED)
+    position = len_k - len_q + row // GROUP
+    return b, begin, row, position, start_q, len_q, start_k, len_k
+
+
+@triton.jit
+def first_and_last(position, len_k):
+    """The positions that rows of a tile have, without those that only fill the tile."""
+    return tl.min(position, 0), tl.minimum(tl.max(position, 0), len_k - 1)
+
+
+@triton.jit
 def first_tile(b, start, length, BLOCK: tl.constexpr, PACKED: tl.constexpr):
     """The tile of keys, counted as in ``find_tile``, that is the first of sequence b."""
     if PACKED:
         return start // BLOCK + b
     return b.to(tl.int64) * tl.cdiv(length, BLOCK)
+
+
+@triton.jit
+def head_offset(b, start, head, stride_b, stride_l, stride_h):
+    """Offset of the first token of a sequence and head, 64 bits wide."""
+    return b.to(tl.int64) * stride_b + start * stride_l + head * stride_h
 
 
 @triton.jit
@@ -282,6 +327,7 @@ def lists_kernel(
     lists,
     capacity,
     key_tiles,
+    band,
     cu_q,
     cu_k,
     stride_cuq,
@@ -300,26 +346,32 @@ def lists_kernel(
     SEQUENCES: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """The tiles of keys that one of a tile of rows sees, for all heads: ``[tiles, capacity + 2]``.
+    """The tiles of keys that one of a tile of rows sees: ``[tiles of the band, capacity + 2]``.
 
     A list, where a test in the loop would keep the next tile from being loaded ahead. See
-    ``loop_over`` for what it holds.
+    ``loop_over`` for what it holds. All heads share it.
     """
-    t = tl.program_id(0)
-    b, block, _, len_q = find_tile(
-        t, cu_q, stride_cuq, batch, query_len, GROUP, BLOCK_M, PACKED, SEQUENCES
+    b, row, _, position, _, _, start_k, len_k = find_rows(
+        band + tl.program_id(0),
+        cu_q,
+        cu_k,
+        stride_cuq,
+        stride_cuk,
+        batch,
+        query_len,
+        key_len,
+        GROUP,
+        PACKED,
+        SEQUENCES,
+        BLOCK_M,
     )
-    start_k, len_k = find_sequence(b, cu_k, stride_cuk, key_len, PACKED)
-    blocks = tl.cdiv(len_q * GROUP, BLOCK_M)
-    if block >= blocks:
+    if row < 0:
         return
-    row = (blocks - 1 - block) * BLOCK_M
-    first = len_k - len_q + row // GROUP
-    last = len_k - len_q + (tl.minimum(row + BLOCK_M, len_q * GROUP) - 1) // GROUP
+    first, last = first_and_last(position, len_k)
     begin, full_begin, full_end, end = key_range(
         first, last, len_k, left, right, LEFT, RIGHT, BLOCK_N
     )
-    row_list = lists + t.to(tl.int64) * (capacity + 2)
+    row_list = lists + tl.program_id(0).to(tl.int64) * (capacity + 2)
     extents += first_tile(b, start_k, key_len, BLOCK_N, PACKED)
     cut_count = 0
     full_count = 0
@@ -401,21 +453,26 @@ class Problem:
             return length // block + self.batch
         return -(-length // block) * self.batch
 
-    def lists(
+    def bands(
         self, block_m: int, block_n: int
-    ) -> tuple[Tensor | None, Tensor | None, int, int, int]:
-        """``subtree_end``, the lists of ``lists_kernel``, their capacity, the strides of the first.
+    ) -> Iterator[tuple[Tensor | None, Tensor | None, int, int, int, int, int]]:
+        """What launches over tiles of query rows take, one launch a band of them.
 
-        4 bytes for ``block_m * block_n`` pairs of a row and a key, whatever the lengths.
+        ``subtree_end``, the lists of ``lists_kernel`` and their capacity, two strides of the
+        first, the first tile of the band and how many it has. Lists are 4 bytes for ``block_m *
+        block_n`` pairs of a row and a key: a band is as long as fits ``BAND`` of them, and the
+        next one's lists take their place. Without subtrees one band has all tiles.
         """
+        row_tiles = self.tiles(self.query_len * self.group, block_m)
         ends, *strides = self.ends()
         if ends is None:
-            return None, None, 0, *strides
+            yield None, None, 0, *strides, 0, row_tiles
+            return
         capacity = -(-self.key_len // block_n)
         key_tiles = self.tiles(self.key_len, block_n)
-        row_tiles = self.tiles(self.query_len * self.group, block_m)
+        band_tiles = min(max(BAND // (capacity + 2), 1), row_tiles)
         extents = ends.new_empty(2, key_tiles)
-        lists = ends.new_empty(row_tiles, capacity + 2)
+        lists = ends.new_empty(band_tiles, capacity + 2)
         shared = {"BLOCK_N": block_n, "PACKED": self.packed, "SEQUENCES": SEQUENCES}
         if key_tiles:
             ends_kernel[(key_tiles,)](
@@ -430,12 +487,14 @@ class Problem:
                 **shared,
                 num_warps=1,
             )
-        if row_tiles:
-            lists_kernel[(row_tiles,)](
+        for band in range(0, row_tiles, band_tiles):
+            count = min(band_tiles, row_tiles - band)
+            lists_kernel[(count,)](
                 extents,
                 lists,
                 capacity,
                 key_tiles,
+                band,
                 *self.layout,
                 *self.options[-2:],
                 GROUP=self.group,
@@ -446,7 +505,7 @@ class Problem:
                 **shared,
                 num_warps=1,
             )
-        return ends, lists, capacity, *strides
+            yield ends, lists, capacity, *strides, band, count
 
     def ends(self) -> tuple[Tensor | None, int, int]:
         """``subtree_end`` and its strides."""
