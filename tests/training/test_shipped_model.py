@@ -43,5 +43,6 @@ def test_beats_the_4_gram_model_clearly(folder):
     )
     baseline = KneserNey(train, tokenizer.get_vocab_size(), order=4).loss(held_out)
     context = model.config.max_position_embeddings
-    loss = held_out_loss(model.float(), held_out, context=context, batch=4, dtype="bf16")
+    # In float32: bfloat16 takes seven times as long on a CPU without instructions for it.
+    loss = held_out_loss(model.float(), held_out, context=context, batch=4, dtype="fp32")
     assert loss < baseline - 0.1, (loss, baseline)
