@@ -124,8 +124,8 @@ def _compile(source: Path, target: Path, isa: str | None = None) -> None:
     if isa is not None:
         flags = FLAGS if isa in core.isas() else EMULATED
         options = [f"-DRIDGELINE_ISA={isa}", *flags[isa]]
-        if flags is EMULATED and source.parent != CSRC:
-            options.append("-O0")  # compiling a mutation costs more than running it
+        if flags is EMULATED:
+            options.append("-O0")  # compiling it costs more than running it
     if X86 and source.name == "isa.cpp":
         options = ["-DRIDGELINE_X86", "-D__builtin_cpu_supports(feature)=1"]
     _run([*COMPILE, *options, "-c", str(source), "-o", str(target)])
