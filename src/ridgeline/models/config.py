@@ -1,7 +1,7 @@
 """The decoder's configuration: one field names the attention, the others give its sizes."""
 
 from dataclasses import fields
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from transformers import PreTrainedConfig
@@ -63,6 +63,7 @@ class RidgelineConfig(PreTrainedConfig):
 
     model_type = "ridgeline"
     keys_to_ignore_at_inference = ("past_key_values",)
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL asks for it before it loads a model
 
     vocab_size: int = 32000
     hidden_size: int = 768
