@@ -133,7 +133,7 @@ def padded(desc, out, row, column, WRONG: gl.constexpr):
 
 
 @gluon.jit
-def unwritten(desc, out, WRONG: gl.constexpr):
+def unwritten(out, WRONG: gl.constexpr):
     line = gl.allocate_shared_memory(gl.float32, [128], LINE)
     if WRONG == 0:
         line.store(gl.full([128], 2.0, gl.float32, FLAT))
@@ -302,10 +302,8 @@ def last_block_sums(parts, counter, out, WRONG: gl.constexpr):
     gl.store(parts + pid * 128 + offsets, value)  # part
     if WRONG != 1:
         gl.thread_barrier()
-    if WRONG == 2:
-        before = gl.atomic_add(counter, 1, sem="relaxed")
-    else:
-        before = gl.atomic_add(counter, 1)
+    sem: gl.constexpr = "relaxed" if WRONG == 2 else "acq_rel"
+    before = gl.atomic_add(counter, 1, sem=sem)
     if before == blocks - 1:
         total = gl.zeros([128], gl.float32, FLAT)
         for i in range(blocks):
@@ -402,7 +400,7 @@ RULES = {
         ),
     ),
     "unwritten": Rule(
-        unwritten, lambda: (None, torch.zeros(128).bfloat16()), 1, lambda a: torch.full((128,), 2.0),
+        unwritten, lambda: (torch.zeros(128).bfloat16(),), 0, lambda a: torch.full((128,), 2.0),
         ((1, interp.UnwrittenReadError, "# read line"),),
     ),
     "store": Rule(
