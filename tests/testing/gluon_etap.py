@@ -190,11 +190,12 @@ def decode(
     mbarrier.wait(bars.index(0), 0)
     given = bars.index(1)
     num_tiles = gl.cdiv(num_tokens, BLOCK_N)
-    common = (cfg, q, ring, exchange, given, num_tokens, scale_log2)
+    second = (cfg, q, ring, exchange, given, num_tokens, scale_log2)
+    first = (cfg, q, ring, exchange, given, num_tokens, scale_log2, out_desc, lse_ptr, pid)
     gl.warp_specialize(
         [
-            (first_worker, (*common, out_desc, lse_ptr, pid)),
-            (second_worker, common),
+            (first_worker, first),
+            (second_worker, second),
             (load_tiles, (k_desc, ring, pid * tokens_per_row, num_tiles, BLOCK_N)),
         ],
         [4, 1],
