@@ -106,7 +106,7 @@ def mbarrier_arrive(barrier: Any, increment_count: Any = True) -> None:
         for landed in outstanding:
             landed()
         signal.copies.remove(where)
-        signal.arrive(threads, clock, fenced)
+        signal.arrive(threads, clock, fenced, where)
 
     owner.later(arrive)
 

@@ -32,24 +32,25 @@ class Barrier:
             f"arrivals and {self.bytes} bytes outstanding, {len(self.copies)} copies in flight)"
         )
 
-    def arrive(self, count: int, clock: Clock, fenced: Clock) -> None:
+    def arrive(self, count: int, clock: Clock, fenced: Clock, where: Site) -> None:
         join(self.arriving, clock)
         join(self.arriving_fenced, fenced)
         self.pending -= count
-        self.advance()
+        self._advance(where)
 
-    def complete(self, nbytes: int) -> None:
+    def complete(self, nbytes: int, where: Site) -> None:
         """Bytes of a copy have landed."""
         self.bytes -= nbytes
-        self.advance()
+        self._advance(where)
 
-    def advance(self) -> None:
+    def _advance(self, where: Site) -> None:
+        """``where``: the line that caused it, perhaps long ago."""
         if self.pending < 0:
-            raise BarrierError(f"more arrivals than its count on {self}, at {site()}")
+            raise BarrierError(f"more arrivals than its count on {self}, at {where}")
         if self.pending or self.bytes > 0:
             return
         if self.bytes < 0:
-            raise BarrierError(f"more bytes than were expected on {self}, at {site()}")
+            raise BarrierError(f"more bytes than were expected on {self}, at {where}")
         join(self.known, self.arriving)
         join(self.known_fenced, self.arriving_fenced)
         self.phase += 1
@@ -98,7 +99,7 @@ def _arrive(bar: Any, count: int) -> None:
     me, barrier = current(), barrier_of(bar)
     bar.access("mbarrier.arrive", write=False)
     synchronise_lanes()
-    barrier.arrive(count, me.clock, me.fenced)
+    barrier.arrive(count, me.clock, me.fenced, site())
     me.tick()
 
 

@@ -153,7 +153,7 @@ def load(desc: Any, coord: Any, barrier: Any, result: Any, pred: Any = True) -> 
     def complete() -> None:
         signal.copies.remove(access.site)
         access.epoch = signal.phase + 1  # known to whoever sees this phase's end
-        signal.complete(desc.nbytes)
+        signal.complete(desc.nbytes, access.site)
 
     owner.later(land)
 
