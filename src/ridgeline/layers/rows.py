@@ -38,6 +38,12 @@ def of_rows(
         TypeError, ValueError: positions that contradict ``subtree_end`` or leave open what sees
             what, or a ``subtree_end`` of a wrong shape or dtype.
     """
+    if documents is not None and position_ids is not None:
+        require(
+            ((documents.diff() != 0) == (position_ids.diff() != 1)).all(),
+            "attention_mask: expected one that cuts rows where position_ids do not step by one and "
+            "nowhere else, got another, as of chunked attention",
+        )
     if subtree_end is not None:
         if real is not None:
             subtree_end = torch.where(real, subtree_end, _own_end(real))

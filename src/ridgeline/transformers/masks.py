@@ -60,11 +60,17 @@ def row_mask(
             "attn_implementation='ridgeline': expected a causal mask, got a model that combines it "
             "with a mask function of its own; use 'sdpa' or 'eager'"
         )
-    documents = None
     if mask_function is not causal_mask_function and q_length > 1:
         documents = _documents(mask_function, batch_size, q_length, q_offset, device)
-    if documents is not None:
-        return documents[:, None, :, None]
+        if documents is not None:
+            # transformers reads documents from positions where nothing is padded or cached.
+            if attention_mask is None and kv_length == q_length:
+                return documents[:, None, :, None]
+            require(
+                (documents == 0).all(),
+                "attn_implementation='ridgeline': expected every token to see the one before it, "
+                "got a mask that cuts padded rows or cached ones",
+            )
     return _visible(
         batch_size, q_length, kv_length, q_offset, kv_offset, attention_mask, torch.device(device)
     )
