@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from triton_attention import changed, small
 from triton_planting import ATTENTION, Bug
 
-from ridgeline.testing import run, violations
+from ridgeline.testing import AttentionCase, run, violations
 
 TILES, FORWARD, BACKWARD = ATTENTION
 
@@ -183,6 +184,14 @@ BUGS = [
     ),
 ]
 
+
+def documents() -> AttentionCase:
+    """Two in one row: the first rows see no tile that the last ones see."""
+    case = small(10, lengths=[(33, 33)], tree="nested", group=1, dim=16, value_dim=16)
+    ends = torch.tensor([16] * 16 + [33] * 17, dtype=torch.int32)
+    return replace(case, subtree_end=ends)
+
+
 CASES = [
     small(0, lengths=[(3, 6), (33, 40)]),
     small(1, lengths=[(20, 37)], causal=False, window=(9, 3), dim=16),
@@ -191,6 +200,7 @@ CASES = [
     small(4, lengths=[(20, 9)], softmax_scale=-0.3, group=1, packed=False),
     small(5, lengths=[(40, 40)], causal=False, window=(20, None), group=1, with_dlse=False),
     small(6, lengths=[(17, 60)], tree="any", group=2, dim=16),
+    documents(),
 ]
 
 
