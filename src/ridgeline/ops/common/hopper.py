@@ -110,7 +110,7 @@ def hopper_decode_kernel(
 ):
     """Items of ``BLOCK_M`` query rows of ``HEADS`` cached heads over tiles of ``BLOCK_N`` tokens.
 
-    The cache is read by ``TMA``, by ``CP_ASYNC`` or, with neither, through registers. ``TIED``:
+    The cache is read by ``TMA``, else by ``CP_ASYNC``, else through registers. ``TIED``:
     keys are values too. ``K_WIDTH`` and so on are widths of tiles, ``K_DIM`` of the data in them.
     """
     dtype: gl.constexpr = k.dtype.element_ty
@@ -331,15 +331,15 @@ def decode(
         TIED=v is None,
         BALANCED=splits.balanced,
         TMA=load == "tma",
-        CP_ASYNC=load == "cp.async",
+        CP_ASYNC=load != "load",
         UNIT=unit,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         STAGES=config.stages,
         Q_STAGES=config.q_stages,
         CONSUMERS=config.consumers,
-        CONSUMER_REGS=208 if load != "tma" else 224,
-        PRODUCER_REGS=152 if config.consumers == 1 else 88 if load != "tma" else 56,
+        CONSUMER_REGS=config.consumer_regs,
+        PRODUCER_REGS=config.producer_regs,
         MIN_TILES=MIN_TILES,
         num_warps=4,
     )

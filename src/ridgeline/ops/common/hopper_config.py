@@ -31,6 +31,8 @@ class HopperConfig:
     block_n: int = BLOCK_N
     programs: int = 1  # a processor, of the balanced schedule
     prefetch: int = 0
+    consumer_regs: int = 208  # of a thread, of 504 in all
+    producer_regs: int = 88
 
 
 def width(dim: int, least: int) -> int:

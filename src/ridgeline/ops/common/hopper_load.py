@@ -3,7 +3,7 @@
 
 A stage of the ring holds ``BLOCK_N`` tokens: of each of ``HEADS`` cached heads a tile of keys, and
 one of values unless the keys are the values (``TIED``), and one RoPE key for all of them. Tokens
-that no query sees are zero or whatever the cache holds: consumers clear values before their use.
+that no query sees are 0 there.
 
 Tuples grow by ``+``: the compiler knows no starred ones.
 """
@@ -223,19 +223,20 @@ def load_rows(tile, queries, source, work, b, item, head):
 
 
 @gluon.jit
-def load_by_tma(work, ring, queries, pages, q, r, kd, rd, vd):
+def load_by_tma(work, ring, queries, pages, q, r, k, rope, v, k_desc, rope_desc, v_desc):
     """Producer: one copy of a whole page, or of a tile's part of one, by the tensor memory unit.
 
-    A page that is not there is beyond the tensor's end, where the unit fills in zeros.
+    A page that is not there is beyond the tensor's end, where the unit fills in zeros. Tiles in
+    which some token is not seen are left to the threads: the unit knows no mask.
     """
     ROWS: gl.constexpr = min(pages.PAGE_SIZE, ring.BLOCK_N)
     BYTES: gl.constexpr = (
         ring.BLOCK_N
         // ROWS
         * (
-            ring.HEADS * kd.block_type.nbytes
-            + (rd.block_type.nbytes if ring.HAS_ROPE else 0)
-            + (0 if ring.TIED else ring.HEADS * vd.block_type.nbytes)
+            ring.HEADS * k_desc.block_type.nbytes
+            + (rope_desc.block_type.nbytes if ring.HAS_ROPE else 0)
+            + (0 if ring.TIED else ring.HEADS * v_desc.block_type.nbytes)
         )
     )
     t = work.t
@@ -247,27 +248,33 @@ def load_by_tma(work, ring, queries, pages, q, r, kd, rd, vd):
         b, base, item, begin, end, first, length, _, _ = work.next(t, b, base)
         load_queries(queries, q, r, work, i, b, item, ring.HAS_ROPE)
         for tile in range(begin, end):
-            ids = ()
-            for j in gl.static_range(ring.BLOCK_N // ROWS):
-                token = tile * ring.BLOCK_N + j * ROWS
-                needed = (token + ROWS > first) & (token < length)
-                ids = ids + (pages.of(b, token, needed),)
-            ring.wait_empty(n)
             stage = n % ring.STAGES
             full = ring.full.index(stage)
-            mbarrier.expect(full, BYTES)
-            for j in gl.static_range(ring.BLOCK_N // ROWS):
-                at = (tile * ring.BLOCK_N + j * ROWS) % pages.PAGE_SIZE
-                for h in gl.static_range(ring.HEADS):
-                    head = queries.head(item, h)
-                    k = ring.k.index(stage * ring.HEADS + h).slice(j * ROWS, ROWS, 1)
-                    tma.async_copy_global_to_shared(kd, [ids[j], at, head, 0], full, k)
-                    if not ring.TIED:
-                        v = ring.v.index(stage * ring.HEADS + h).slice(j * ROWS, ROWS, 1)
-                        tma.async_copy_global_to_shared(vd, [ids[j], at, head, 0], full, v)
-                if ring.HAS_ROPE:
-                    rope = ring.r.index(stage).slice(j * ROWS, ROWS, 1)
-                    tma.async_copy_global_to_shared(rd, [ids[j], at, 0], full, rope)
+            if (tile * ring.BLOCK_N < first) | ((tile + 1) * ring.BLOCK_N > length):
+                copy_tile(ring, queries, pages, k, rope, v, n, b, item, tile, first, length)
+                async_copy.wait_group(0)
+                fence_async_shared()
+                mbarrier.arrive(full)
+            else:
+                ids = ()
+                for j in gl.static_range(ring.BLOCK_N // ROWS):
+                    ids = ids + (pages.of(b, tile * ring.BLOCK_N + j * ROWS, True),)
+                ring.wait_empty(n)
+                mbarrier.expect(full, BYTES)
+                for j in gl.static_range(ring.BLOCK_N // ROWS):
+                    at = (tile * ring.BLOCK_N + j * ROWS) % pages.PAGE_SIZE
+                    for h in gl.static_range(ring.HEADS):
+                        head = queries.head(item, h)
+                        keys = ring.k.index(stage * ring.HEADS + h).slice(j * ROWS, ROWS, 1)
+                        tma.async_copy_global_to_shared(k_desc, [ids[j], at, head, 0], full, keys)
+                        if not ring.TIED:
+                            values = ring.v.index(stage * ring.HEADS + h).slice(j * ROWS, ROWS, 1)
+                            tma.async_copy_global_to_shared(
+                                v_desc, [ids[j], at, head, 0], full, values
+                            )
+                    if ring.HAS_ROPE:
+                        rotated = ring.r.index(stage).slice(j * ROWS, ROWS, 1)
+                        tma.async_copy_global_to_shared(rope_desc, [ids[j], at, 0], full, rotated)
             n += 1
         i += 1
         t += end - begin
@@ -277,13 +284,9 @@ def load_by_tma(work, ring, queries, pages, q, r, kd, rd, vd):
 def load_by_threads(work, ring, queries, pages, q, r, k, rope, v):
     """Producer: each row from its own address, whatever the page size and strides.
 
-    Eight threads share a row and with it its page id and address. ``CP_ASYNC`` copies 16 bytes at a
-    time by ``cp.async``, which needs rows of whole, aligned 16 bytes; it runs ``STAGES - 1`` tiles
-    ahead of the tile that is handed over.
+    ``CP_ASYNC`` runs ``STAGES - 1`` tiles ahead of the tile that is handed over.
     """
     AHEAD: gl.constexpr = ring.STAGES - 1 if ring.CP_ASYNC else 0
-    layout: gl.constexpr = row_layout(gl.num_warps())
-    rows: gl.constexpr = gl.SliceLayout(1, layout)
     t = work.t
     b = work.b
     base = work.base
@@ -294,20 +297,7 @@ def load_by_threads(work, ring, queries, pages, q, r, k, rope, v):
         b, base, item, begin, end, first, length, _, _ = work.next(t, b, base)
         load_queries(queries, q, r, work, i, b, item, ring.HAS_ROPE)
         for tile in range(begin, end):
-            token = tile * ring.BLOCK_N + gl.arange(0, ring.BLOCK_N, rows)
-            needed = (token >= first) & (token < length)
-            page = pages.of(b, token, needed)
-            needed = needed & (page < pages.num_pages)
-            token = token % pages.PAGE_SIZE
-            ring.wait_empty(n)
-            for h in gl.static_range(ring.HEADS):
-                head = queries.head(item, h)
-                copy_rows(ring, ring.keys(n, h), k, page, token, head, needed)
-                if not ring.TIED:
-                    copy_rows(ring, ring.values(n, h), v, page, token, head, needed)
-            if ring.HAS_ROPE:
-                copy_rows(ring, ring.rope_keys(n), rope, page, token, item * 0, needed)
-            async_copy.commit_group()
+            copy_tile(ring, queries, pages, k, rope, v, n, b, item, tile, first, length)
             n += 1
             if n - sent > AHEAD:
                 async_copy.wait_group(AHEAD)
@@ -322,6 +312,30 @@ def load_by_threads(work, ring, queries, pages, q, r, k, rope, v):
             sent += 1
         i += 1
         t += end - begin
+
+
+@gluon.jit
+def copy_tile(ring, queries, pages, k, rope, v, n, b, item, tile, first, length):
+    """Begins to copy tile n of the program, the ``tile``-th of its sequence, by threads.
+
+    Eight threads share a row, and with it its page id and address. Tokens that no row sees are 0:
+    whatever the cache holds there, NaN too, would meet a probability of 0.
+    """
+    layout: gl.constexpr = gl.SliceLayout(1, row_layout(gl.num_warps()))
+    token = tile * ring.BLOCK_N + gl.arange(0, ring.BLOCK_N, layout)
+    needed = (token >= first) & (token < length)
+    page = pages.of(b, token, needed)
+    needed = needed & (page < pages.num_pages)
+    token = token % pages.PAGE_SIZE
+    ring.wait_empty(n)
+    for h in gl.static_range(ring.HEADS):
+        head = queries.head(item, h)
+        copy_rows(ring, ring.keys(n, h), k, page, token, head, needed)
+        if not ring.TIED:
+            copy_rows(ring, ring.values(n, h), v, page, token, head, needed)
+    if ring.HAS_ROPE:
+        copy_rows(ring, ring.rope_keys(n), rope, page, token, item * 0, needed)
+    async_copy.commit_group()
 
 
 @gluon.jit
@@ -347,6 +361,6 @@ def copy_rows(ring, tile, cache, page, token, head, needed):
 def produce(work, ring, queries, pages, q, r, k, rope, v, k_desc, rope_desc, v_desc):
     """The producer warpgroup."""
     if ring.TMA:
-        load_by_tma(work, ring, queries, pages, q, r, k_desc, rope_desc, v_desc)
+        load_by_tma(work, ring, queries, pages, q, r, k, rope, v, k_desc, rope_desc, v_desc)
     else:
         load_by_threads(work, ring, queries, pages, q, r, k, rope, v)

@@ -15,7 +15,6 @@ from ridgeline.ops.common.gluon import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from ridgeline.ops.common.hopper_load import row_layout
 from ridgeline.ops.common.hopper_work import store_rows, visible
 from ridgeline.ops.common.triton import LOG2_E, tanh
 
@@ -80,20 +79,6 @@ class Merge:
 
 
 @gluon.jit
-def clear_unseen(values, tile, first, length):
-    """Zeroes the values of tokens that no row sees: a NaN there times a probability of 0 is NaN."""
-    layout: gl.constexpr = row_layout(gl.num_warps())
-    BLOCK_N: gl.constexpr = values.shape[0]
-    n = tile * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(1, layout))
-    seen = ((n >= first) & (n < length))[:, None]
-    V_WIDTH: gl.constexpr = values.shape[1]
-    for start in gl.static_range(0, V_WIDTH, 64):
-        piece = values.slice(start, 64, 1)
-        x = piece.load(layout)
-        piece.store(gl.where(seen, x, gl.zeros_like(x)))
-
-
-@gluon.jit
 def key_products(ring, queries, n, stage, h, layout: gl.constexpr):
     """``[BLOCK_N, BLOCK_M]``: keys of tile n times the query rows of head h."""
     q = queries.q.index(stage * queries.HEADS + h)
@@ -154,11 +139,6 @@ def attend_transposed(
         for tile in range(begin + (n + C) % CONSUMERS, end, CONSUMERS):
             at = n + tile - begin
             ring.wait_full(at)
-            cut = (tile * ring.BLOCK_N < first) | ((tile + 1) * ring.BLOCK_N > length)
-            if ring.TMA and cut:
-                for h in gl.static_range(HEADS):
-                    clear_unseen(ring.values(at, h), tile, first, length)
-                fence_async_shared()
             token = tile * ring.BLOCK_N + gl.arange(0, ring.BLOCK_N, gl.SliceLayout(1, acc))
             new_ms = ()
             new_ls = ()

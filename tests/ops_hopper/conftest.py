@@ -1,0 +1,22 @@
+"""The Hopper kernels: on the GPU where there is one, else by the Gluon interpreter.
+
+``tests/conftest.py`` has Triton's own interpreter run the merge, which is a kernel of Triton's.
+"""
+
+import pytest
+import torch
+
+from ridgeline.ops.common.triton import INTERPRETED
+
+if INTERPRETED:
+    from ridgeline.testing.triton_interpreter import prepare
+
+    prepare()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

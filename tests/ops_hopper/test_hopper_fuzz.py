@@ -1,0 +1,50 @@
+"""Random shapes, strides and options against the float64 oracle, and planted poison."""
+
+import pytest
+import torch
+from hopper_cases import MAKERS, drawn, run, small
+
+from ridgeline.testing import assert_matches, paged_case, poisoned
+from ridgeline.testing.poison import ENTRIES, VALUES
+
+
+def equal(a, b) -> bool:
+    return all(torch.equal(x, y) and not x.isnan().any() for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_shape(seed: int) -> None:
+    """And garbage wherever nothing may be read: under another schedule, the same bits."""
+    case, changes = drawn(seed)
+    out, lse = run(case, seed, **changes)
+    assert_matches(case, out, lse)
+    garbage = poisoned(case, VALUES[seed % 3], ENTRIES[seed % 2])
+    assert equal(run(garbage, seed + 1, **changes), (out, lse))
+
+
+@pytest.mark.parametrize("left", [0, 70])
+def test_pages_behind_the_window_are_garbage(left: int) -> None:
+    case = small(paged_case, 1, lengths=[150, 3], window=(left, None), page_size=16)
+    assert equal(run(poisoned(case, torch.nan, ENTRIES[0])), run(case))
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("num_splits", [0, 1, 3])
+def test_every_output_is_written(make, num_splits: int) -> None:
+    case = small(make, 0, num_splits=num_splits)
+    assert equal(run(case, fill=torch.nan), run(case, fill=0.0))
+
+
+@pytest.mark.parametrize("page_size", [7, 16])
+@pytest.mark.parametrize("make", MAKERS)
+def test_corrupt_tables_and_lengths_read_nothing_outside(make, page_size: int, monkeypatch) -> None:
+    """As on a device, where nobody looks at values: the interpreter checks every address."""
+    monkeypatch.setattr("ridgeline.ops.common.device.check_values_of_decode", lambda *_: None)
+    case = small(make, 2, page_size=page_size, lengths=[70, 40, 150], num_splits=2)
+    whole = run(case)
+    case.block_table[0, 0], case.block_table[0, 1] = 2147480000, -7
+    case.cache_seqlens[1] = 2_000
+    out, lse = run(case)
+    assert out.isfinite().all()
+    assert torch.equal(out[2], whole[0][2])
+    assert torch.equal(lse[2], whole[1][2])
