@@ -1,4 +1,4 @@
-"""What the compiler refuses, the interpreter refuses: layouts, shapes, constants of compile time."""
+"""What the compiler refuses, the interpreter refuses: layouts, shapes, run-time constants."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Values on the interpreter: types, promotion, rounding, reductions, control flow, against torch."""
+"""Values on the interpreter: types, promotion, rounding, reductions, control flow."""
 
 import numpy as np
 import pytest
