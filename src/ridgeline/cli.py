@@ -118,6 +118,46 @@ def bench_accuracy(
     run.bench_accuracy(options, table.console(), csv=csv, json=json, plot_file=plot)
 
 
+@bench_app.command("dpo")
+def bench_dpo(
+    profiles: Annotated[
+        str | None, typer.Option(help="Datasets whose lengths are drawn. [default: all six]")
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Preference pairs of a step.")] = 8,
+    scale: Annotated[float, typer.Option(help="Of the datasets' lengths.")] = 0.125,
+    spread: Annotated[float, typer.Option(help="Deviation of the lengths' logarithms.")] = 0.5,
+    hidden: Annotated[int, typer.Option(help="Width of the model.", min=1)] = 768,
+    intermediate: Annotated[int, typer.Option(help="Width of the MLP.", min=1)] = 2048,
+    layers: Annotated[int, typer.Option(help="Decoder layers.", min=1)] = 6,
+    heads: Annotated[int, typer.Option(help="Heads.", min=1)] = 12,
+    vocab: Annotated[int, typer.Option(help="Vocabulary.", min=2)] = 8192,
+    reps: Annotated[int, typer.Option(help="Steps of each way.")] = 3,
+    threads: Threads = 0,
+    peers: Annotated[bool, typer.Option(help="Time TRL and PyTorch too.")] = True,
+    csv: Csv = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Time training steps on preference pairs, with and without shared prefixes."""
+    from ridgeline.bench import arguments, table
+    from ridgeline.bench.dpo import run
+    from ridgeline.bench.dpo.measure import DpoOptions
+    from ridgeline.bench.dpo.profiles import PROFILES, chosen
+    from ridgeline.bench.dpo.ways import ModelShape
+
+    arguments.set_threads(threads)
+    options = DpoOptions(
+        profiles=chosen(tuple(PROFILES) if profiles is None else arguments.names(profiles)),
+        pairs=pairs,
+        scale=scale,
+        spread=spread,
+        model=ModelShape(hidden, intermediate, layers, heads, vocab),
+        reps=reps,
+        with_peers=peers,
+    )
+    run.bench_dpo(options, table.console(), csv=csv, json=json, plot_file=plot)
+
+
 @app.command()
 def generate(
     model: Annotated[
