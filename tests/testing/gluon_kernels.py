@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from triton._C.libtriton import ir
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import (
     async_copy,
     fence_async_shared,
@@ -155,6 +157,30 @@ def stored(src, desc, WRONG: gl.constexpr):
         tile.store(gl.zeros([N, N], gl.bfloat16, ROWS))  # overwrite
     if WRONG != 3:
         tma.store_wait(0)
+
+
+@builtin
+def async_reduce_add(desc, coord, src, _semantic=None):
+    """Triton 3.6 compiles it, but gives it no name in Gluon."""
+    coord = _semantic._convert_to_ir_values(coord, require_i64=False)
+    kind = ir.DESCRIPTOR_REDUCE_KIND.ADD
+    _semantic.builder.create_async_tma_reduce(kind, desc.handle, coord, src.handle)
+
+
+interp.register(async_reduce_add, interp.reduce_add)
+
+
+@gluon.jit
+def summed(src, desc, WRONG: gl.constexpr):
+    tile = gl.allocate_shared_memory(gl.bfloat16, [N, N], desc.layout)
+    tile.store(gl.load(src + tile_offsets()))
+    if WRONG != 1:
+        fence_async_shared()
+    if WRONG == 2:
+        tma.async_copy_shared_to_global(desc, [0, 0], tile)  # no sum
+    else:
+        async_reduce_add(desc, [0, 0], tile)  # sum
+    tma.store_wait(0)
 
 
 # ---------------------------------------------------------------- wgmma
@@ -356,7 +382,6 @@ class Rule:
     expected: Callable[[tuple], torch.Tensor]
     wrong: tuple[tuple[int, type, str], ...]
     grid: tuple[int, ...] = (1,)
-    options: tuple[tuple[str, Any], ...] = ()
 
 
 def _as_double(x: Any) -> torch.Tensor:
@@ -410,6 +435,11 @@ RULES = {
             (2, interp.RaceError, "# overwrite"),
             (3, interp.InFlightError, "# out"),
         ),
+    ),
+    "reduce": Rule(
+        summed, lambda: (torch.ones(64, 64).bfloat16(), descriptor(torch.zeros(64, 64).bfloat16())),
+        1, lambda a: torch.full((64, 64), 3.0),
+        ((1, interp.MissingFenceError, "# sum"), (2, interp.RaceError, "# no sum")), grid=(3,),
     ),
     "wgmma": Rule(product, _products, 2, _matmul, (
         (1, interp.MissingFenceError, "# multiply"),

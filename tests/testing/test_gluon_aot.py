@@ -52,6 +52,7 @@ def test_the_transposed_kernel_has_the_instructions_of_hopper(
     [
         ("ring", "UTMALDG"),
         ("store", "UTMASTG"),
+        ("reduce", "UTMAREDG"),
         ("wgmma", "HGMMA"),
         ("register-operand", "HGMMA"),
         ("cp.async-groups", "LDGSTS"),

@@ -13,6 +13,8 @@ from ridgeline.testing.gluon.errors import (
     UnwrittenReadError,
 )
 from ridgeline.testing.gluon.launch import Report, interpreted, run
+from ridgeline.testing.gluon.namespace import register
+from ridgeline.testing.gluon.tma import reduce_add
 
 __all__ = [
     "BarrierError",
@@ -27,5 +29,7 @@ __all__ = [
     "UnsupportedError",
     "UnwrittenReadError",
     "interpreted",
+    "reduce_add",
+    "register",
     "run",
 ]

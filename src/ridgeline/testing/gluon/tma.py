@@ -6,6 +6,7 @@ for the kernel's end: the wait orders the reading alone.
 """
 
 from collections import deque
+from collections.abc import Callable
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -176,22 +177,38 @@ def stores_of(partition: Any) -> Stores:
 
 def store(desc: Any, coord: Any, src: Any) -> None:
     """``async_copy_shared_to_global``."""
+    _copy_out(desc, coord, src, "TMA store", lambda old, new: new)
+
+
+def reduce_add(desc: Any, coord: Any, src: Any) -> None:
+    """``cp.reduce.async.bulk.tensor`` with ``.add``; in no order with others of its kind.
+
+    The Gluon of Triton 3.6 has no name for it: a kernel's own builtin is registered as this.
+    """
+    _copy_out(desc, coord, src, "TMA reduce-add", np.add, atomic=True)
+
+
+def _copy_out(
+    desc: Any, coord: Any, src: Any, what: str, combine: Callable, *, atomic: bool = False
+) -> None:
     owner, me = machine(), current()
     owner.switch()
-    _check(desc, src, "TMA store")
-    place, stores = desc.box(coord, "TMA store"), stores_of(me)
+    _check(desc, src, what)
+    place, stores = desc.box(coord, what), stores_of(me)
     stores.issued += 1
-    src.access("TMA store", write=False, asynchronous=True, agent=stores.agent, epoch=stores.issued)
-    src.check_written("TMA store")
+    src.access(what, write=False, asynchronous=True, agent=stores.agent, epoch=stores.issued)
+    src.check_written(what)
     if not place.empty:
-        desc.buffer.memory.write(place.region(), "TMA store", ("tma store", me.id))
-    where = site()
+        desc.buffer.memory.write(place.region(), what, ("tma store", me.id), atomic=atomic)
 
     def write() -> None:
         if not place.empty:
-            place.bits()[...] = src.plane(src.allocation.fenced)[place.block]
+            bits = src.plane(src.allocation.fenced)[place.block]
+            old = dtypes.decode(place.bits(), desc.dtype)
+            new = dtypes.cast(combine(old, dtypes.decode(bits, desc.dtype)), desc.dtype)
+            place.bits()[...] = dtypes.encode(new, desc.dtype)
 
-    stores.reading.append(Once(write, where, stores.issued))
+    stores.reading.append(Once(write, site(), stores.issued))
     owner.later(stores.reading[-1])
 
 
