@@ -124,7 +124,9 @@ def bench_dpo(
         str | None, typer.Option(help="Datasets whose lengths are drawn. [default: all six]")
     ] = None,
     pairs: Annotated[int, typer.Option(help="Preference pairs of a step.")] = 8,
-    scale: Annotated[float, typer.Option(help="Of the datasets' lengths.")] = 0.125,
+    tokens: Annotated[
+        int, typer.Option(help="Of a step without sharing; lengths are scaled down to it.")
+    ] = 1280,
     spread: Annotated[float, typer.Option(help="Deviation of the lengths' logarithms.")] = 0.5,
     hidden: Annotated[int, typer.Option(help="Width of the model.", min=1)] = 768,
     intermediate: Annotated[int, typer.Option(help="Width of the MLP.", min=1)] = 2048,
@@ -149,7 +151,7 @@ def bench_dpo(
     options = DpoOptions(
         profiles=chosen(tuple(PROFILES) if profiles is None else arguments.names(profiles)),
         pairs=pairs,
-        scale=scale,
+        tokens=tokens,
         spread=spread,
         model=ModelShape(hidden, intermediate, layers, heads, vocab),
         reps=reps,

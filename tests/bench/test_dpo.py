@@ -12,14 +12,14 @@ from ridgeline.bench.dpo import report
 from ridgeline.bench.dpo.measure import DpoOptions, measure, record
 from ridgeline.bench.dpo.profiles import PROFILES, chosen
 from ridgeline.bench.dpo.run import bench_dpo
-from ridgeline.bench.dpo.ways import BEST, ModelShape, Pairs
+from ridgeline.bench.dpo.ways import BEST, MASKED, ModelShape, Pairs
 
 TINY = ModelShape(hidden=32, intermediate=48, layers=2, heads=4, vocab=61)
-OURS = ("padded", "packed", "shared", BEST, "SDPA, explicit mask")
+OURS = ("padded", "packed", "shared", BEST, MASKED)
 
 
 def tiny(**changes) -> DpoOptions:
-    given = {"profiles": chosen(("tldr",)), "pairs": 3, "scale": 0.04, "model": TINY, "reps": 1}
+    given = {"profiles": chosen(("tldr",)), "pairs": 3, "tokens": 100, "model": TINY, "reps": 1}
     return DpoOptions(**(given | changes))
 
 
@@ -45,6 +45,14 @@ def test_lengths_are_those_of_the_profile(name):
     assert {token for pair in pairs for part in pair for token in part} == set(range(50))
 
 
+def test_lengths_are_scaled_to_a_steps_tokens():
+    profile = PROFILES["capybara"]
+    assert profile.scale(count=8, tokens=10**6) == 1
+    scale = profile.scale(count=9, tokens=4000)
+    pairs = profile.draw(9, scale, spread=0.0, seed=0, vocab=9)
+    assert sum(2 * len(p) + len(c) + len(r) for p, c, r in pairs) == pytest.approx(4000, rel=0.02)
+
+
 def test_bounds_are_the_papers():
     bounds = [round(profile.bound, 2) for profile in PROFILES.values()]
     assert bounds == [1.44, 1.52, 1.66, 1.85, 1.76, 1.17]
@@ -59,7 +67,7 @@ def test_every_way_is_timed_or_says_why_not(row):
 
 def test_tokens_of_every_way(row):
     profile, o = PROFILES["tldr"], tiny()
-    pairs = profile.draw(o.pairs, o.scale, o.spread, seed=0, vocab=61)
+    pairs = profile.draw(o.pairs, 100 / (6 * 416), o.spread, seed=0, vocab=61)
     sizes = [tuple(map(len, pair)) for pair in pairs]
     longest = max(p + max(c, r) for p, c, r in sizes)
     row_of_pair = max(p + c + 1 + r for p, c, r in sizes)
@@ -72,7 +80,7 @@ def test_tokens_of_every_way(row):
         "packed": logical,
         "shared": 3 * row_of_pair,
         BEST: physical,
-        "SDPA, explicit mask": physical,
+        MASKED: physical,
     }
     assert row.parameters == sum(p.numel() for p in TINY.build().parameters())
 
@@ -101,7 +109,7 @@ def test_wrong_gradients_are_not_timed(monkeypatch):
 
 def test_without_peers():
     found = measure(PROFILES["hh-rlhf"], tiny(with_peers=False))[0]
-    assert set(found.seconds) == set(OURS[:4])
+    assert set(found.seconds) == set(OURS) - {MASKED}
     assert not found.absent
     assert report.dpo_table([found])
 
@@ -135,7 +143,7 @@ def test_gains(row):
     ("change", "error", "message"),
     [
         ({"pairs": 0}, ValueError, "pairs: expected at least 1, got 0"),
-        ({"scale": 0.0}, ValueError, "scale: expected more than 0, got 0"),
+        ({"tokens": 0}, ValueError, "tokens: expected at least 1, got 0"),
         ({"spread": -1.0}, ValueError, "spread: expected a finite number >= 0, got -1"),
         ({"reps": 1.5}, TypeError, "reps: expected an int, got float"),
     ],

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ridgeline.bench import files, timing
-from ridgeline.bench.dpo.profiles import PROFILES, Profile, check_draw
-from ridgeline.bench.dpo.ways import BEST, ModelShape, Pairs, Way
+from ridgeline.bench.dpo.profiles import PROFILES, Profile
+from ridgeline.bench.dpo.ways import BEST, MASKED, ModelShape, Pairs, Way
 from ridgeline.bench.verify import relative_error
 from ridgeline.ops.common import check
 from ridgeline.roofline import roofs
@@ -25,8 +25,8 @@ class DpoOptions:
     Attributes:
         profiles: lengths.
         pairs: pairs of a step, TRL's default batch by default.
-        scale: of the lengths.
-        spread: deviation of their logarithms.
+        tokens: of a step's medians without sharing, to which lengths are scaled down.
+        spread: deviation of the lengths' logarithms.
         model: sizes.
         reps: steps of each way that are timed.
         with_peers: time TRL and PyTorch's ways of shared rows, too.
@@ -34,15 +34,16 @@ class DpoOptions:
 
     profiles: tuple[Profile, ...] = tuple(PROFILES.values())
     pairs: int = 8
-    scale: float = 0.125
+    tokens: int = 1280
     spread: float = 0.5
     model: ModelShape = field(default_factory=ModelShape)
     reps: int = 3
     with_peers: bool = True
 
     def __post_init__(self) -> None:
-        check_draw(self.pairs, self.scale, self.spread)
-        check.count("reps", self.reps, minimum=1)
+        for name in ("pairs", "tokens", "reps"):
+            check.count(name, getattr(self, name), minimum=1)
+        check.finite("spread", self.spread, minimum=0.0)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Row:
     """Medians of the steps of one profile, by way; times in seconds.
 
     Attributes:
+        scale: of the profile's lengths.
         tokens: that each way computes a step.
         logical, physical: tokens without and with sharing, padding left out.
         absent: why a way has no time.
@@ -59,6 +61,7 @@ class Row:
 
     profile: Profile
     options: DpoOptions
+    scale: float
     parameters: int
     seconds: dict[str, float]
     tokens: dict[str, int]
@@ -91,48 +94,50 @@ class Row:
 
 
 def measure(profile: Profile, options: DpoOptions) -> list[Row]:
-    """The profile's row; measured again while the GEMM's rate drifts.
+    """The profile's row.
 
     Raises:
         RuntimeError: a way's gradients are wrong, so its time would mean nothing.
     """
     model = options.model.build()
-    ids = profile.draw(
-        options.pairs, options.scale, options.spread, seed=0, vocab=options.model.vocab
-    )
+    scale = profile.scale(options.pairs, options.tokens)
+    ids = profile.draw(options.pairs, scale, options.spread, seed=0, vocab=options.model.vocab)
     pairs = Pairs(model, ids)
     found, absent = pairs.ways(), {}
     if not options.with_peers:
-        found = found[:4]
-    else:
-        for name, make in (("TRL", _trl), ("FlexAttention", Pairs.flex)):
-            try:
-                way = make(pairs)
-                way.step()
-            except (ModuleNotFoundError, NotImplementedError) as e:
-                absent[name] = str(e).splitlines()[0]
-            else:
-                found.append(way)
-    error = _check(model, found)
+        found = [way for way in found if way.name != MASKED]
+    found[0].step()
+    want = _gradients(model)
+    errors = [_error(way, want) for way in found[1:]]
+    for name, make in (("TRL", _trl), ("FlexAttention", Pairs.flex)) * options.with_peers:
+        try:
+            way = make(pairs)
+            errors.append(_error(way, want))
+        except (ModuleNotFoundError, NotImplementedError) as e:
+            absent[name] = str(e).splitlines()[0]
+        else:
+            found.append(way)
     gemm, flops = roofs.gemm(torch.float32)
     gemm()
-    calls = {way.name: way.step for way in found} | {"gemm": gemm}
-    samples, drift = timing.steady(calls, options.reps, ["gemm"])
+    samples = timing.interleave(
+        {way.name: way.step for way in found} | {"gemm": gemm}, options.reps
+    )
     times = timing.medians(samples)
     rate = flops / times.pop("gemm")
     return [
         Row(
             profile=profile,
             options=options,
+            scale=scale,
             parameters=sum(p.numel() for p in model.parameters()),
             seconds=times,
             tokens={way.name: way.tokens for way in found},
             logical=sum(map(len, pairs.alone)),
             physical=sum(map(len, pairs.shared)),
             absent=absent,
-            error=error,
+            error=max(errors),
             gemm=rate,
-            drift=drift,
+            drift=timing.drift(samples["gemm"]),
         )
     ]
 
@@ -145,15 +150,10 @@ def _trl(pairs: Pairs) -> Way:
     return trl_peer.way(pairs)
 
 
-def _check(model: nn.Module, ways: list[Way]) -> float:
-    """The largest error of all ways' gradients against those of the first."""
-    ways[0].step()
-    want, worst = _gradients(model), 0.0
-    for way in ways[1:]:
-        way.step()
-        error = relative_error(f"{way.name}: gradients", _gradients(model), want, BUDGET)
-        worst = max(worst, error)
-    return worst
+def _error(way: Way, want: Tensor) -> float:
+    """Of the gradients that a way gives."""
+    way.step()
+    return relative_error(f"{way.name}: gradients", _gradients(way.model), want, BUDGET)
 
 
 def _gradients(model: nn.Module) -> Tensor:
@@ -167,7 +167,7 @@ def record(row: Row) -> files.Record:
         "profile": row.profile.name,
         "median_length": row.profile.length,
         "rho": row.profile.rho,
-        "scale": o.scale,
+        "scale": round(row.scale, 4),
         "spread": o.spread,
         "pairs": o.pairs,
         "parameters": row.parameters,
@@ -182,7 +182,7 @@ def record(row: Row) -> files.Record:
         "relative_error": float(f"{row.error:.2e}"),
     }
     for name, seconds in row.seconds.items():
-        column = name.lower().replace(",", "").replace(" ", "_")
+        column = name.lower().replace(" ", "_")
         columns[f"{column}_tokens"] = row.tokens[name]
         columns[f"{column}_ms"] = files.ms(seconds)
         columns[f"{column}_samples/s"] = round(row.rate(name), 3)

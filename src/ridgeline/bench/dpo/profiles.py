@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from math import exp
 from statistics import NormalDist
 
-from ridgeline.ops.common import check
-
 Pair = tuple[list[int], list[int], list[int]]  # token ids of prompt, chosen and rejected
 
 
@@ -32,6 +30,13 @@ class Profile:
     def bound(self) -> float:
         """Tokens without sharing over tokens with, where both responses are equally long."""
         return (2 * self.rho + 2) / (self.rho + 2)
+
+    def scale(self, count: int, tokens: int) -> float:
+        """Of the lengths, at most 1, so that ``count`` pairs of the medians have so many tokens.
+
+        Without sharing, a prompt for each response.
+        """
+        return min(1.0, tokens / (2 * count * self.length))
 
     def draw(self, count: int, scale: float, spread: float, seed: int, vocab: int) -> list[Pair]:
         """``count`` pairs of random tokens.
@@ -71,11 +76,3 @@ def chosen(names: tuple[str, ...]) -> tuple[Profile, ...]:
         if name not in PROFILES:
             raise ValueError(f"--profiles: expected some of {', '.join(PROFILES)}, got {name!r}")
     return tuple(PROFILES[name] for name in names)
-
-
-def check_draw(count: int, scale: float, spread: float) -> None:
-    """Raises ``TypeError`` or ``ValueError`` naming what ``draw`` cannot take."""
-    check.count("pairs", count, minimum=1)
-    if not check.finite("scale", scale) > 0:
-        raise ValueError(f"scale: expected more than 0, got {scale}")
-    check.finite("spread", spread, minimum=0.0)

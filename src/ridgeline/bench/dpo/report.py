@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ridgeline.bench.dpo.measure import Row
-from ridgeline.bench.dpo.ways import BEST
+from ridgeline.bench.dpo.ways import BEST, MASKED
 from ridgeline.bench.files import write_whole
 from ridgeline.bench.grid import Grid
 from ridgeline.bench.table import times
@@ -17,7 +17,7 @@ TITLES = {
     "packed": "packed",
     "shared": "shared",
     BEST: "shared,\npacked",
-    "SDPA, explicit mask": "SDPA,\nmask",
+    MASKED: "SDPA,\nmask",
     "FlexAttention": "Flex",
 }
 COLORS = {
@@ -58,7 +58,7 @@ def dpo_table(rows: Sequence[Row]) -> Grid:
             f"{row.profile.rho:.2f}",
             *rates,
             _times(row.speedup(BEST, "TRL")),
-            _times(row.speedup(BEST, "SDPA, explicit mask")),
+            _times(row.speedup(BEST, MASKED)),
             _times(row.speedup(BEST, "packed")),
             f"{row.profile.bound:.2f}",
             f"{row.token_bound:.2f}",
@@ -75,12 +75,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What the table's numbers are."""
     o = rows[0].options
     rates = [row.gemm / 1e9 for row in rows]
+    scales = [row.scale for row in rows]
     lines = [
         f"Samples/s: preference pairs, forward and backward, medians of {o.reps}; {o.pairs} pairs "
         f"a step, a Llama of {rows[0].parameters / 1e6:.0f} million parameters in float32, "
         f"reference precomputed. torch GEMM {min(rates):.0f} to {max(rates):.0f} GFLOP/s.",
-        f"Lengths: the datasets' medians times {o.scale:g}, log-normal of deviation {o.spread:g}. "
-        "Bound: (2 rho + 2) / (rho + 2), and the drawn tokens without sharing over with.",
+        f"Lengths: log-normal of deviation {o.spread:g} around the datasets' medians, scaled by "
+        f"{min(scales):.2g} to {max(scales):.2g} to about {o.tokens} tokens a step without "
+        "sharing. Bound: (2 rho + 2) / (rho + 2), and the drawn tokens without sharing over with.",
         "By sharing: shared and packed over packed. All ways give the same gradients.",
     ]
     absent = {name: why for row in rows for name, why in row.absent.items()}

@@ -17,6 +17,7 @@ from ridgeline.training.preference import Batch
 
 BETA = 0.1
 BEST = "shared and packed"
+MASKED = "SDPA with mask"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Pairs:
             self._way("packed", preference.collate(self.alone, **packed)),
             self._way("shared", preference.collate(self.shared)),
             self._way(BEST, row),
-            self._way("SDPA, explicit mask", row, "sdpa", attention_mask=visible),
+            self._way(MASKED, row, "sdpa", attention_mask=visible),
         ]
 
     def flex(self) -> Way:
