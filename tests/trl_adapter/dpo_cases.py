@@ -64,7 +64,7 @@ def tokenizer(**changes) -> PreTrainedTokenizerFast:
 
 
 def words(rng: random.Random, least: int, most: int) -> str:
-    return " ".join(rng.choices(WORDS, k=rng.randint(least, most)))
+    return " ".join(rng.choices(WORDS, k=rng.randint(least, most))) + " "
 
 
 def preference_data(count: int = 12, *, conversational: bool = False, seed: int = 0) -> Dataset:
@@ -123,7 +123,7 @@ def trainer(
     model: str | PreTrainedModel = "llama",
     *,
     data: Dataset | None = None,
-    ref: PreTrainedModel | None | str = "other",
+    ref: PreTrainedModel | str | None = "other",
     peft_config=None,
     eval_dataset=None,
     processing_class=None,

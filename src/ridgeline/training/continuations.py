@@ -69,7 +69,9 @@ def _functions(document: Document) -> Iterator[list[str]]:
 def _pair(lines: list[str], rng: random.Random) -> dict[str, str] | None:
     """The pair of one function, ``None`` where it is too short to make one."""
     middle = (len(lines) + 1) // 2
-    prompt = "\n".join(lines[:middle]) + "\n"
+    while not lines[middle - 1].strip():
+        middle -= 1
+    prompt = "\n".join(lines[:middle])
     chosen: list[str] = []
     for line in lines[middle:]:
         if sum(len(x.encode()) + 1 for x in (*chosen, line)) > RESPONSE_BYTES:
@@ -82,6 +84,7 @@ def _pair(lines: list[str], rng: random.Random) -> dict[str, str] | None:
         rng.shuffle(rejected)
     return {
         "prompt": prompt.encode()[-PROMPT_BYTES:].decode(errors="ignore"),
-        "chosen": "\n".join(chosen) + "\n",
-        "rejected": "\n".join(rejected) + "\n",
+        # A line break belongs to the indentation behind it: byte-level tokenizers merge the two.
+        "chosen": "\n" + "\n".join(chosen),
+        "rejected": "\n" + "\n".join(rejected),
     }

@@ -24,8 +24,8 @@ def refuse_leaks(decoder: nn.Module) -> None:
         # [1 2 3 | x 8 | 3 | 5 6]: the last token's state, for two x, and in its sequence alone.
         first, other = (_last_state(decoder, of_pair([1, 2, 3], [x, 8], [5, 6])) for x in (4, 7))
         alone = _last_state(decoder, of_responses([1, 2, 3], [[5, 6]]))
-    except TypeError as e:
-        raise _refusal(decoder, f"its forward does not take subtree_end ({e})") from e
+    except (TypeError, ValueError) as e:
+        raise _refusal(decoder, f"a row with subtree_end fails ({e})") from e
     finally:
         decoder.train(training)
     if not torch.equal(first, other):

@@ -90,6 +90,8 @@ class PrefixSharedDPOTrainer(DPOTrainer):
         self._in_rows = self._prefix_sharing or self._packing
         self._rows_ready = False
         self.pair_counts: dict[str, PairCounts] = {}
+        if isinstance(train_dataset, Dataset) and not len(train_dataset):
+            raise ValueError("train_dataset: expected preference pairs, got none")
         if processing_class is not None:
             _check_tokenizer(processing_class)
         if self._in_rows:
