@@ -27,7 +27,7 @@ def small(make: Any, seed: int, **chosen: Any) -> PagedCase | TiedCase:
 def drawn(seed: int) -> tuple[PagedCase | TiedCase, dict[str, int]]:
     """A random case, and changes to the tiling that is chosen for it."""
     rng = random.Random(seed)
-    heads = rng.choice([(1, 1), (1, 8), (1, 16), (2, 3), (2, 12), (4, 2), (4, 5)])
+    heads = rng.choice([(1, 1), (1, 8), (1, 16), (2, 3), (2, 12), (4, 2), (4, 5), (1, 40), (2, 33)])
     kv_heads, group = heads
     dim = rng.choice([64, 128, 40, 17, 96])
     chosen = {

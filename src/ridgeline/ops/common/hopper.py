@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ridgeline.ops.common.device import DecodeConfig, next_power_of_2
 from ridgeline.ops.common.gluon import TensorDescriptor, gl, gluon, mbarrier
+from ridgeline.ops.common.hopper_attend import Merge, Scores, attend
 from ridgeline.ops.common.hopper_config import HopperConfig, load_of
 from ridgeline.ops.common.hopper_load import Pages, Queries, Ring, Source, produce
-from ridgeline.ops.common.hopper_transposed import Merge, Scores, attend_transposed
 from ridgeline.ops.common.hopper_work import Results, first_work
 from ridgeline.ops.common.triton_splits import MIN_TILES, Splits
 
@@ -115,6 +115,7 @@ def hopper_decode_kernel(
     """
     dtype: gl.constexpr = k.dtype.element_ty
     HAS_ROPE: gl.constexpr = ROPE_DIM > 0
+    AXIS: gl.constexpr = 0 if BLOCK_M >= 64 else 1
     work = first_work(
         cache_seqlens,
         stride_length,
@@ -201,7 +202,7 @@ def hopper_decode_kernel(
         merge = Merge(q_tiles, q_tiles, queries.full, queries.empty)
         gl.warp_specialize(
             [
-                (attend_transposed, (work, ring, queries, scores, results, merge, 0, 1)),
+                (attend, (work, ring, queries, scores, results, merge, 0, 1, AXIS)),
                 (produce, load_args),
             ],
             [4],
@@ -218,8 +219,8 @@ def hopper_decode_kernel(
         )
         gl.warp_specialize(
             [
-                (attend_transposed, (work, ring, queries, scores, results, merge, 0, 2)),
-                (attend_transposed, (work, ring, queries, scores, results, merge, 1, 2)),
+                (attend, (work, ring, queries, scores, results, merge, 0, 2, AXIS)),
+                (attend, (work, ring, queries, scores, results, merge, 1, 2, AXIS)),
                 (produce, load_args),
             ],
             [4, 4],
@@ -341,7 +342,7 @@ def decode(
         CONSUMER_REGS=config.consumer_regs,
         PRODUCER_REGS=config.producer_regs,
         MIN_TILES=MIN_TILES,
-        num_warps=4,
+        num_warps=config.num_warps,
     )
     splits.combine(out, lse)
 

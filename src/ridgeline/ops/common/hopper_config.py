@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -34,6 +35,21 @@ class HopperConfig:
     consumer_regs: int = 208  # of a thread, of 504 in all
     producer_regs: int = 88
 
+    @property
+    def transposed(self) -> bool:
+        """Whether query rows are on the N side of wgmma."""
+        return self.block_m < 64
+
+    @property
+    def num_warps(self) -> int:
+        """Of the first consumer. Rows on M take two warpgroups, which share every tile."""
+        return 4 if self.transposed else 8
+
+    @property
+    def warpgroups(self) -> int:
+        """Over which an accumulator is spread."""
+        return self.num_warps // 4
+
 
 def width(dim: int, least: int) -> int:
     return max(least, next_power_of_2(dim))
@@ -53,14 +69,25 @@ def fixed_bytes(c: HopperConfig) -> int:
     return queries + probabilities + merge
 
 
+def layouts(rows: int) -> list[tuple[int, int]]:
+    """Query rows of an item and consumers, best first.
+
+    Up to 32 rows are transposed. More are rows on M, where 64 of a wide state fill the registers.
+    """
+    if rows <= 32:
+        block_m = max(8, next_power_of_2(rows))
+        return [(block_m, 2), (block_m, 1)]
+    return [(128, 1), (64, 1)] if rows > 64 else [(64, 1)]
+
+
 def decode_config(
     rows: int, kv_heads: int, q_dim: int, k_dim: int, rope_dim: int, value_dim: int, *, tied: bool
 ) -> HopperConfig:
     """The tiling of a call from its shapes alone.
 
     Nothing here is measured yet. An accumulator takes at most 128 registers a thread, and a ring at
-    least two stages; of what fits, the order of preference is heads that share a RoPE key, then a
-    second consumer, then a second stage of queries.
+    least two stages; of what fits, the order of preference is a second consumer, heads that share a
+    RoPE key, a second stage of queries.
 
     Args:
         rows: query rows of one cached head, ``L_q * h_q / h_kv``.
@@ -69,17 +96,18 @@ def decode_config(
             cached key, of a RoPE key, and of a value.
         tied: keys are the values.
     """
-    block_m = min(32, max(8, next_power_of_2(rows)))
     v_width = width(value_dim, 64)
     k_width = v_width if tied else width(k_dim, 64)
     q_width, r_width = min(k_width, width(q_dim, 64)), width(rope_dim, 16) if rope_dim else 0
     widths = (q_width, k_width, r_width, v_width)
-    shared = [h for h in (4, 2, 1) if kv_heads % h == 0] if rope_dim and rows <= block_m else [1]
-    for heads in shared:
-        for consumers, q_stages in ((2, 2), (2, 1), (1, 2), (1, 1)):
+    alone = rows if tied and rope_dim else 0  # heads share a RoPE key where their rows fit a tile
+    for block_m, consumers in layouts(rows):
+        shared = [h for h in (4, 2) if kv_heads % h == 0] if 0 < alone <= block_m else []
+        for heads, q_stages in product([*shared, 1], (2, 1)):
             config = HopperConfig(block_m, heads, 0, q_stages, consumers, *widths)
             stages = (SHARED_BYTES - fixed_bytes(config)) // tile_bytes(config, tied)
-            if stages >= 2 and heads * v_width * block_m <= 128 * 128:
+            accumulated = heads * v_width * block_m // (128 * config.warpgroups)
+            if stages >= 2 and accumulated <= 128:
                 # A stage is always the same consumer's.
                 return replace(config, stages=min(stages, 8) // consumers * consumers)
     raise ValueError(f"no tiling of {rows} rows of widths {widths} fits the shared memory")
