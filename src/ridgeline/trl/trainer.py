@@ -100,6 +100,7 @@ class PrefixSharedDPOTrainer(DPOTrainer):
             args = _with_attention(model, args)
             if ref_model is not None:
                 _set_attention("ref_model", ref_model)
+                refuse_leaks(ref_model.base_model)
         super().__init__(
             model=model,
             ref_model=ref_model,
@@ -136,13 +137,13 @@ class PrefixSharedDPOTrainer(DPOTrainer):
             self._tokenizer.pad_token_id,
             self.args.pad_to_multiple_of or 1,
         )
+        # The policy is still whole here, except under ZeRO-3; the reference may be sharded already.
+        if not self.is_deepspeed_enabled:
+            refuse_leaks(_causal(self.model).base_model)
         for model in (self.model, self.ref_model):
             if model is not None:
                 model = self.accelerator.unwrap_model(model)
-                causal = model.get_base_model() if is_peft_model(model) else model
-                if not self.is_deepspeed_enabled:  # whose weights may not be whole here
-                    refuse_leaks(causal.base_model)
-                RowForward(model, causal.base_model)
+                RowForward(model, _causal(model).base_model)
         self._rows_ready = True
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
@@ -219,6 +220,10 @@ class PrefixSharedDPOTrainer(DPOTrainer):
         metrics["tokens/physical"].append(physical)
 
 
+def _causal(model: nn.Module) -> PreTrainedModel:
+    return model.get_base_model() if is_peft_model(model) else model
+
+
 def _num_pairs(batch: dict[str, Any]) -> int:
     return batch["input_ids"].shape[0] // 2
 
@@ -242,7 +247,7 @@ def _refuse_adapter(config: Any) -> None:
 def _with_attention(model: "str | nn.Module", args: DPOConfig) -> DPOConfig:
     """Has the model, or the options it will be loaded with, use Ridgeline's attention."""
     if not isinstance(model, str):
-        _set_attention("model", model.get_base_model() if is_peft_model(model) else model)
+        _set_attention("model", _causal(model))
         return args
     options = dict(args.model_init_kwargs or {})
     given = options.setdefault("attn_implementation", NAME)
