@@ -1,10 +1,17 @@
 import pytest
 import torch
+from fake_gpu import FakeGpu
 
 from ridgeline.bench import decode
 from ridgeline.bench.decode import DecodeOptions, Row, measure
 from ridgeline.bench.shapes import DecodeShape
+from ridgeline.ops.common.triton import INTERPRETED
 from ridgeline.roofline import Roofs, roofs
+
+if INTERPRETED:
+    from ridgeline.testing.triton_interpreter import prepare
+
+    prepare()
 
 TINY = {"sizes": ((1, 96), (2, 48)), "head_dim": 16, "page_size": 5, "reps": 2}
 
@@ -15,9 +22,16 @@ def _small(monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(decode, "cold_bytes", lambda: 1000)
-    monkeypatch.setattr(roofs, "GEMM_SIZE", 32)
+    for name in ("GEMM_SIZE", "GPU_GEMM_SIZE"):
+        monkeypatch.setattr(roofs, name, 32)
+    monkeypatch.setattr(roofs, "COPY_BYTES", 1024)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def gpu() -> FakeGpu:
+    return FakeGpu()
 
 
 @pytest.fixture

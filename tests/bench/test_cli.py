@@ -119,7 +119,7 @@ def test_info_lists_every_implementation():
     for operation in ("attention", "paged_decode", "tied_decode"):
         for impl in ("reference", "cpu", "triton", "hopper"):
             assert any(line.split()[:2] == [operation, impl] for line in result.output.splitlines())
-    assert "not built in this version" in result.output
+    assert "  flash-attn 3       " in result.output
 
 
 def test_info_says_why_the_core_is_not_usable(monkeypatch):

@@ -12,10 +12,10 @@ from ridgeline.bench.dpo import report
 from ridgeline.bench.dpo.measure import DpoOptions, measure, record
 from ridgeline.bench.dpo.profiles import PROFILES, chosen
 from ridgeline.bench.dpo.run import bench_dpo
-from ridgeline.bench.dpo.ways import BEST, MASKED, ModelShape, Pairs
+from ridgeline.bench.dpo.ways import BEST, FLEX, MASKED, OURS, TRL, ModelShape, Pairs
 
 TINY = ModelShape(hidden=32, intermediate=48, layers=2, heads=4, vocab=61)
-OURS = ("padded", "packed", "shared", BEST, MASKED)
+WAYS = ("padded", "packed", "shared", BEST, MASKED)
 
 
 def tiny(**changes) -> DpoOptions:
@@ -59,8 +59,8 @@ def test_bounds_are_the_papers():
 
 
 def test_every_way_is_timed_or_says_why_not(row):
-    assert set(row.seconds) == {*OURS, "TRL"}
-    assert "backward" in row.absent["FlexAttention"]
+    assert set(row.seconds) == {*WAYS, TRL, OURS}
+    assert "backward" in row.absent[FLEX]
     assert 0 < row.error < measuring.BUDGET
     assert all(seconds > 0 for seconds in row.seconds.values())
 
@@ -75,7 +75,8 @@ def test_tokens_of_every_way(row):
     physical = sum(p + c + 1 + r for p, c, r in sizes)
     assert (row.logical, row.physical) == (logical, physical)
     assert row.tokens == {
-        "TRL": 6 * longest,
+        TRL: 6 * longest,
+        OURS: physical,
         "padded": 6 * longest,
         "packed": logical,
         "shared": 3 * row_of_pair,
@@ -89,7 +90,7 @@ def test_losses_of_all_ways_agree():
     model = TINY.build()
     pairs = Pairs(model, PROFILES["hh-rlhf"].draw(4, 0.1, 0.5, seed=1, vocab=61))
     losses = [way.step() for way in pairs.ways()]
-    assert len(losses) == len(OURS)
+    assert len(losses) == len(WAYS)
     torch.testing.assert_close(losses, losses[:1] * len(losses), rtol=1e-5, atol=0)
 
 
@@ -109,8 +110,16 @@ def test_wrong_gradients_are_not_timed(monkeypatch):
 
 def test_without_peers():
     found = measure(PROFILES["hh-rlhf"], tiny(with_peers=False))[0]
-    assert set(found.seconds) == set(OURS) - {MASKED}
+    assert set(found.seconds) == set(WAYS) - {MASKED}
     assert not found.absent
+    assert report.dpo_table([found])
+
+
+def test_without_trl_its_trainers_are_absent(monkeypatch):
+    monkeypatch.setattr(measuring, "find_spec", lambda name: None)
+    found = measure(PROFILES["tldr"], tiny())[0]
+    assert found.absent[TRL] == found.absent[OURS] == "trl is not installed"
+    assert set(found.seconds) == set(WAYS)
     assert report.dpo_table([found])
 
 
@@ -131,10 +140,10 @@ def test_table_files_and_plot(tmp_path, capsys):
 
 
 def test_gains(row):
-    seconds = {"TRL": 9.0, "packed": 3.0, BEST: 2.0}
+    seconds = {TRL: 9.0, "packed": 3.0, BEST: 2.0}
     made = type(row)(**{**vars(row), "seconds": seconds})
     assert made.rate(BEST) == 1.5
-    assert made.speedup(BEST, "TRL") == 4.5
+    assert made.speedup(BEST, TRL) == 4.5
     assert made.speedup(BEST, "padded") is None
     assert made.percent_of_bound == pytest.approx(100 * 1.5 / PROFILES["tldr"].bound)
 

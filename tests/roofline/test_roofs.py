@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ridgeline.roofline import Roofs, gemm, gemm_dtype, read, roofs
+from ridgeline.roofline import Roofs, copy, gemm, gemm_dtype, read, roofs
 
 
 def test_the_slower_roof_binds():
@@ -31,6 +31,22 @@ def test_gemm_counts_its_flops(dtype):
     assert flops == 2 * 32 * 32 * 32
     assert call().shape == (32, 32)
     assert call().dtype == gemm_dtype(dtype)
+
+
+def test_a_copy_counts_what_it_reads_and_writes():
+    call, moved = copy("cpu", nbytes=4096)
+    assert moved == 2 * 4096
+    target = call()
+    assert target.nbytes == 4096
+    assert target.unique().numel() > 500  # random: what a GPU moves may depend on the data
+
+
+def test_a_gpu_multiplies_large_matrices_in_the_dtype_itself(monkeypatch):
+    monkeypatch.setattr(roofs, "GPU_GEMM_SIZE", 48)
+    monkeypatch.setattr(torch, "randn", lambda *size, device: torch.ones(*size))
+    call, flops = gemm(torch.float16, where="cuda")
+    assert flops == 2 * 48**3
+    assert call().dtype == torch.float16
 
 
 @pytest.mark.parametrize(("half", "expected"), [(0.01, torch.float32), (0.001, torch.bfloat16)])

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ridgeline.bench import machine
+from ridgeline.bench.cuda import packages
 from ridgeline.ops.attention import attention
 from ridgeline.ops.common import core
 from ridgeline.ops.common.dispatch import IMPLS
@@ -50,6 +51,9 @@ def lines() -> Iterator[str]:
     yield f"  commit {machine.commit()}"
     for package in PACKAGES:
         yield f"  {package:<18} {_version(package)}"
+    yield "peers of the benchmarks on a GPU"
+    for line in packages.lines():
+        yield f"  {line}"
 
 
 def openmp_runtimes() -> list[str]:

@@ -130,6 +130,8 @@ def flex(inputs: Inputs) -> Call:
     if shape.mask != "full":
         size = {"Q_LEN": shape.length, "KV_LEN": shape.length, "BLOCK_SIZE": FLEX_BLOCK}
         mask = create_block_mask(visible, None, None, **size, device=inputs.where)
+    # Every shape is compiled: behind a number of them torch would go on with uncompiled calls.
+    torch.compiler.reset()
     compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
     return Call(
         f"flex {shape.dtype}",

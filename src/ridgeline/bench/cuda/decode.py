@@ -58,13 +58,15 @@ class CudaDecodeOptions:
 class Row(MeasuredRow):
     """One implementation of one shape and page size.
 
-    ``prefetch``: seconds by distance in tiles. ``failure``: why there is no time; ``seconds`` is
-    then nan. ``absent`` and ``eager``: why a peer has no time, or is no CUDA graph.
+    ``prefetch``: seconds by distance in tiles; ``broken``: why such a call has none though it
+    should. ``failure``: why there is no time at all; ``seconds`` is then nan. ``absent`` and
+    ``eager``: why a peer has no time, or is no CUDA graph.
     """
 
     impl: str = ""
     page_size: int = 0
     prefetch: dict[int, float] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     eager: dict[str, str] = field(default_factory=dict)
     failure: str | None = None
@@ -107,6 +109,7 @@ def measure(
                     for n in options.prefetch
                     if _prefetched(impl, n) in found
                 },
+                broken={n: x for n, x in trials.failed.items() if n.startswith(impl + PREFETCHED)},
                 absent=trials.absent | {n: x for n, x in trials.failed.items() if n != impl},
                 eager=trials.eager,
                 failure=trials.failed.get(impl),

@@ -27,7 +27,7 @@ def bench_decode(
         for s, page in options.work()
     ]
     rows = bench(work, DECODE, console, **out, device=device, save_each=True)
-    check_rows(rows)
+    _check(rows, [row.failure is not None or bool(row.broken) for row in rows])
     return rows
 
 
@@ -40,15 +40,13 @@ def bench_attention(
         for s in options.shapes
     ]
     rows = bench(work, ATTENTION, console, **out, device=device, save_each=True)
-    check_rows(rows)
+    _check(rows, [row.failure is not None for row in rows])
     return rows
 
 
-def check_rows(rows: Sequence[Any]) -> None:
-    """Raise for rows without a time."""
-    failed = sum(row.failure is not None for row in rows)
-    if failed:
-        raise RuntimeError(f"{failed} of {len(rows)} rows failed, see above")
+def _check(rows: Sequence[Any], failed: Sequence[bool]) -> None:
+    if any(failed):
+        raise RuntimeError(f"{sum(failed)} of {len(rows)} rows failed, see above")
 
 
 def _attention_notes(rows: Sequence[Row]) -> list[str]:

@@ -3,7 +3,7 @@
 ========= ==================================================================
 profiles  lengths of six preference datasets, drawn
 ways      the model, and every way to compute a step of it
-trl_peer  TRL's own trainer as one of them
+trainers  TRL's own trainer and ours as two of them
 measure   a profile: every way checked, then timed in turns
 report    the rows as a table, notes and a plot
 run       the command

@@ -1,5 +1,6 @@
 """A profile: every way gives the same gradients, then all take turns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from ridgeline.bench import files, timing
 from ridgeline.bench.dpo.profiles import PROFILES, Profile
-from ridgeline.bench.dpo.ways import BEST, MASKED, ModelShape, Pairs, Way
+from ridgeline.bench.dpo.ways import BEST, FLEX, MASKED, OURS, TRL, ModelShape, Pairs, Way
 from ridgeline.bench.verify import relative_error
 from ridgeline.ops.common import check
 from ridgeline.roofline import roofs
@@ -109,7 +110,7 @@ def measure(profile: Profile, options: DpoOptions) -> list[Row]:
     found[0].step()
     want = _gradients(model)
     errors = [_error(way, want) for way in found[1:]]
-    for name, make in (("TRL", _trl), ("FlexAttention", Pairs.flex)) * options.with_peers:
+    for name, make in _peers() * options.with_peers:
         try:
             way = make(pairs)
             errors.append(_error(way, want))
@@ -142,12 +143,17 @@ def measure(profile: Profile, options: DpoOptions) -> list[Row]:
     ]
 
 
-def _trl(pairs: Pairs) -> Way:
+def _peers() -> tuple[tuple[str, Callable[[Pairs], Way]], ...]:
+    """What may not run here: its name and what makes it."""
     if find_spec("trl") is None:
-        raise ModuleNotFoundError("trl is not installed")
-    from ridgeline.bench.dpo import trl_peer
 
-    return trl_peer.way(pairs)
+        def missing(pairs: Pairs) -> Way:
+            raise ModuleNotFoundError("trl is not installed")
+
+        return (TRL, missing), (OURS, missing), (FLEX, Pairs.flex)
+    from ridgeline.bench.dpo import trainers
+
+    return (TRL, trainers.trl), (OURS, trainers.ridgeline), (FLEX, Pairs.flex)
 
 
 def _error(way: Way, want: Tensor) -> float:

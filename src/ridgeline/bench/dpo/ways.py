@@ -17,7 +17,8 @@ from ridgeline.training.preference import Batch
 
 BETA = 0.1
 BEST = "shared and packed"
-MASKED = "SDPA with mask"
+MASKED, FLEX = "SDPA with mask", "FlexAttention"
+TRL, OURS = "TRL", "our trainer"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Pairs:
         mask = create_block_mask(
             lambda b, h, i, j: (j <= i) & (i < ends[j]), None, None, length, length, device="cpu"
         )
-        return self._way("FlexAttention", row, "flex_attention", attention_mask=mask)
+        return self._way(FLEX, row, "flex_attention", attention_mask=mask)
 
     def _way(
         self,
