@@ -86,8 +86,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"Lengths: log-normal of deviation {o.spread:g} around the datasets' medians, scaled by "
         f"{min(scales):.2g} to {max(scales):.2g} to about {o.tokens} tokens a step without "
         "sharing. Bound: (2 rho + 2) / (rho + 2), and the drawn tokens without sharing over with.",
-        "Over TRL: our trainer over TRL's, both with their metrics. Over SDPA, by sharing: shared and "
-        "packed over SDPA with mask, and over packed. All ways give the same gradients.",
+        "Over TRL: our trainer over TRL's, both with their metrics. Over SDPA, by sharing: shared "
+        "and packed over SDPA with mask, and over packed. All ways give the same gradients.",
     ]
     absent = {name: why for row in rows for name, why in row.absent.items()}
     lines += [f"{name}: no. {why}" for name, why in absent.items()]
