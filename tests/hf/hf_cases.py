@@ -69,8 +69,13 @@ def tiny(name: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     torch.manual_seed(3)
     model = MODELS[name]().to(dtype).eval()
     model.set_attn_implementation("ridgeline")
+    return whole_norms(model) if dtype == torch.float64 else model
+
+
+def whole_norms(model: PreTrainedModel) -> PreTrainedModel:
+    """``model`` with norms that do not round to float32."""
     for module in model.modules():
-        if dtype == torch.float64 and type(module).__name__.endswith("RMSNorm"):
+        if type(module).__name__.endswith("RMSNorm"):
             module.forward = MethodType(_norm, module)
     return model
 
