@@ -167,7 +167,13 @@ def test_conversations_and_evaluation(tmp_path):
 @pytest.mark.parametrize(("model", "checkpointing"), [("llama", False), ("gla", True)])
 def test_lora_with_the_adapter_disabled_as_reference(model, checkpointing, tmp_path):
     targets = {"llama": ["q_proj", "v_proj", "down_proj"], "gla": ["q_proj", "kv_down"]}[model]
-    lora = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, lora_dropout=0.1)
+    lora = LoraConfig(
+        r=4,
+        target_modules=targets,
+        init_lora_weights=False,
+        lora_dropout=0.1,
+        task_type="CAUSAL_LM",
+    )
     assert_same_run(
         *both(tmp_path, model, ref=None, peft_config=lora, gradient_checkpointing=checkpointing)
     )

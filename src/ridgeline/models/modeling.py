@@ -115,10 +115,13 @@ class RidgelineModel(RidgelinePreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         impl: Impl | None = None,
         subtree_end: Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """As ``RidgelineForCausalLM.forward``, up to the final norm."""
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError("output_attentions: expected False, no kernel stores probabilities")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: expected exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -296,8 +299,6 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
         Raises:
             ValueError, TypeError: an argument has the wrong shape or value.
         """
-        if self.config.output_attentions if output_attentions is None else output_attentions:
-            raise ValueError("output_attentions: expected False, no kernel stores probabilities")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -306,6 +307,7 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache if labels is None else False,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             impl=impl,
             subtree_end=subtree_end,
             return_dict=True,

@@ -77,6 +77,7 @@ def run(model: str, data: str, out_dir: Path, options: DPOOptions, *, resume: bo
     Raises:
         FileNotFoundError, ValueError, TypeError: a file or an option is not possible.
     """
+    _quiet()
     if options.dtype not in ("bf16", "fp32"):
         raise ValueError(f"dtype: expected bf16 or fp32, got {options.dtype!r}")
     model = str(default_model()) if model == SHIPPED else model
@@ -89,7 +90,6 @@ def run(model: str, data: str, out_dir: Path, options: DPOOptions, *, resume: bo
         raise FileNotFoundError(f"resume: {args.output_dir} holds no checkpoint")
     if last is not None and not resume:
         raise ValueError(f"out_dir: {out_dir} holds {Path(last).name}; go on from it with --resume")
-    _quiet()
     trainer = PrefixSharedDPOTrainer(
         model,
         args=args,

@@ -12,6 +12,7 @@ from ridgeline.training.data import read_text, split_documents, stdlib_documents
 STDLIB = "stdlib"
 COLUMNS = ("prompt", "chosen", "rejected")
 STDLIB_FRACTION = 0.05  # of files that ``ridgeline train`` holds out by default
+STDLIB_HELD_OUT = 64  # pairs of them
 
 
 def load_pairs(
@@ -23,7 +24,7 @@ def load_pairs(
         data: a JSONL file with ``prompt`` (or none, where the others begin with it), ``chosen``
             and ``rejected`` a line, texts or lists of messages; or "stdlib", true against shuffled
             continuations of the standard library's functions.
-        eval_fraction: part of the file's last lines that is held out, 0 for none. Of "stdlib" the
+        eval_fraction: part of the file's last lines that is held out, 0 for none. Of "stdlib" 64
             pairs of the files that ``ridgeline train`` holds out by default.
         count: training pairs, the first ones of a file; ``None`` for all.
         seed: of "stdlib".
@@ -36,7 +37,7 @@ def load_pairs(
     if data == STDLIB:
         train, held_out = split_documents(stdlib_documents(), STDLIB_FRACTION)
         pairs = continuation_pairs(train, count, seed=seed)
-        kept = continuation_pairs(held_out, seed=seed) if eval_fraction else []
+        kept = continuation_pairs(held_out, STDLIB_HELD_OUT, seed=seed) if eval_fraction else []
     else:
         pairs = _read(Path(data))
         cut = len(pairs) - round(eval_fraction * len(pairs))
@@ -69,11 +70,13 @@ def _read(path: Path) -> list[dict]:
         if pairs and kinds.keys() != pairs[0].keys():
             raise ValueError(f"{where}: expected {', '.join(pairs[0])} as in the first line")
         for name, kind in kinds.items():
-            if kind not in (str, list) or kind is not kinds["chosen"]:
+            if kind not in (str, list):
                 raise ValueError(
-                    f"{where}: expected texts, or lists of messages, got {kind.__name__} in {name}"
+                    f"{where}: expected a text or a list of messages, got {kind.__name__} in {name}"
                 )
             if not pair[name]:
                 raise ValueError(f"{where}: expected no empty text, got one in {name}")
+        if len(set(kinds.values())) > 1:
+            raise ValueError(f"{where}: expected texts or lists of messages, got both")
         pairs.append(pair)
     return pairs

@@ -68,11 +68,11 @@ class RowForward:
         if self._slots is None:
             return None
         slots, self._slots = self._slots, None
+        places = slots // self._shape[1], slots % self._shape[1]
         for name in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"):
             values = getattr(output, name)
-            if values is not None:
-                flat = values.new_zeros(self._shape.numel()).index_copy(0, slots, values[0])
-                setattr(output, name, flat.view(self._shape))
+            if values is not None:  # put in place and not viewed: FSDP2 hooks what comes out
+                setattr(output, name, values.new_zeros(self._shape).index_put(places, values[0]))
         output.label_mask = torch.zeros(self._shape, dtype=torch.bool, device=slots.device)
-        output.label_mask.view(-1)[slots] = True
+        output.label_mask[places] = True
         return output
