@@ -48,3 +48,16 @@ def test_corrupt_tables_and_lengths_read_nothing_outside(make, page_size: int, m
     assert out.isfinite().all()
     assert torch.equal(out[2], whole[0][2])
     assert torch.equal(lse[2], whole[1][2])
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 64, 128])
+@pytest.mark.parametrize("strides", [True, False, "records"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_prefetch_changes_no_bit(make, strides, page_size: int) -> None:
+    """And asks for nothing outside the caches: the interpreter checks."""
+    if make is paged_case and strides == "records":
+        strides = False
+    case = small(make, 3, kv_heads=1, page_size=page_size, lengths=[0, 300], strides=strides)
+    off = run(case)
+    for distance in (1, 3):
+        assert equal(run(case, prefetch=distance), off)

@@ -154,9 +154,12 @@ def decode_config(
         scales: bytes of scales that are loaded a token, beside the elements.
     """
     itemsize = {"float32": 4, "float8_e4m3": 1}.get(dtype, 2)
-    most = 16 if accumulated > 512 or (itemsize == 4 and accumulated > 128) else 64
+    # Accumulators of 64 registers a thread in eight warps. With the 128 that 64 rows of MLA take,
+    # compilers spill as many to memory as a tile has bytes.
+    most = 64 if accumulated <= 256 else 32 if accumulated <= 512 else 16
+    if itemsize == 4 and accumulated > 128:
+        most = 16
     block_m = min(most, max(16, next_power_of_2(rows)))
-    # An accumulator of more than 64 registers a thread in four warps is spread over eight.
     num_warps = 8 if block_m * accumulated > 64 * 128 else 4
     limit = _SHARED_BYTES[max(known for known in _SHARED_BYTES if known <= arch)]
     fixed = block_m * loaded * max(itemsize, 2) * 5 // 4  # queries and probabilities
@@ -168,6 +171,9 @@ def decode_config(
     while block_n > 16 and (
         block_n * token > 40 << 10 or buffers * block_n * token + fixed > limit
     ):
+        block_n //= 2
+    # Scales of elements are applied in float32, in registers beside the accumulators.
+    while scales and block_n > 16 and (block_m + block_n) * accumulated > 80 * 32 * num_warps:
         block_n //= 2
     # The block table is loaded as far ahead of a tile as the tile of its use.
     return DecodeConfig(block_m, block_n, num_warps, 2 * buffers + 1)

@@ -13,6 +13,7 @@ from ridgeline.ops.common.gluon import TensorDescriptor, gl, gluon, mbarrier
 from ridgeline.ops.common.hopper_attend import Merge, Scores, attend
 from ridgeline.ops.common.hopper_config import HopperConfig, load_of
 from ridgeline.ops.common.hopper_load import Pages, Queries, Ring, Source, produce
+from ridgeline.ops.common.hopper_prefetch import follows, run_of
 from ridgeline.ops.common.hopper_work import Results, first_work
 from ridgeline.ops.common.triton_splits import MIN_TILES, Splits
 
@@ -106,6 +107,13 @@ def hopper_decode_kernel(
     CONSUMERS: gl.constexpr,
     CONSUMER_REGS: gl.constexpr,
     PRODUCER_REGS: gl.constexpr,
+    K_RUN: gl.constexpr,
+    K_RUN_BYTES: gl.constexpr,
+    ROPE_RUN: gl.constexpr,
+    ROPE_RUN_BYTES: gl.constexpr,
+    V_RUN: gl.constexpr,
+    V_RUN_BYTES: gl.constexpr,
+    PREFETCH: gl.constexpr,
     MIN_TILES: gl.constexpr,
 ):
     """Items of ``BLOCK_M`` query rows of ``HEADS`` cached heads over tiles of ``BLOCK_N`` tokens.
@@ -151,6 +159,7 @@ def hopper_decode_kernel(
         HAS_ROPE,
         TMA,
         CP_ASYNC,
+        PREFETCH,
     )
     queries = Queries(
         q_tiles,
@@ -189,11 +198,11 @@ def hopper_decode_kernel(
         ring,
         queries,
         pages,
-        source(q, stride_qb, stride_ql, stride_qh, Q_DIM, 1),
-        source(q_rope, stride_rb, stride_rl, stride_rh, ROPE_DIM, 1),
-        source(k, stride_kp, stride_kt, stride_kh, K_DIM, UNIT),
-        source(rope, stride_op, stride_ot, 0, ROPE_DIM, UNIT),
-        source(v, stride_vp, stride_vt, stride_vh, VALUE_DIM, UNIT),
+        source(q, stride_qb, stride_ql, stride_qh, Q_DIM, 1, 1, 0),
+        source(q_rope, stride_rb, stride_rl, stride_rh, ROPE_DIM, 1, 1, 0),
+        source(k, stride_kp, stride_kt, stride_kh, K_DIM, UNIT, K_RUN, K_RUN_BYTES),
+        source(rope, stride_op, stride_ot, 0, ROPE_DIM, UNIT, ROPE_RUN, ROPE_RUN_BYTES),
+        source(v, stride_vp, stride_vt, stride_vh, VALUE_DIM, UNIT, V_RUN, V_RUN_BYTES),
         k_desc,
         rope_desc,
         v_desc,
@@ -229,9 +238,25 @@ def hopper_decode_kernel(
 
 
 @gluon.jit
-def source(base, stride_0, stride_1, stride_2, DIM: gl.constexpr, UNIT: gl.constexpr):
+def source(
+    base,
+    stride_0,
+    stride_1,
+    stride_2,
+    DIM: gl.constexpr,
+    UNIT: gl.constexpr,
+    RUN_TOKENS: gl.constexpr,
+    RUN_BYTES: gl.constexpr,
+):
     return Source(
-        base, gl.to_tensor(stride_0), gl.to_tensor(stride_1), gl.to_tensor(stride_2), DIM, UNIT
+        base,
+        gl.to_tensor(stride_0),
+        gl.to_tensor(stride_1),
+        gl.to_tensor(stride_2),
+        DIM,
+        UNIT,
+        RUN_TOKENS,
+        RUN_BYTES,
     )
 
 
@@ -287,6 +312,7 @@ def decode(
             None if v is None else descriptor(v, [1, rows, 1, config.v_width]),
         )
     unit = 1 if load == "load" else 8
+    runs = prefetch_runs(k, rope, v, config, load)
     hopper_decode_kernel[splits.grid](
         q,
         q if q_rope is None else q_rope,
@@ -341,10 +367,30 @@ def decode(
         CONSUMERS=config.consumers,
         CONSUMER_REGS=config.consumer_regs,
         PRODUCER_REGS=config.producer_regs,
+        **runs,
         MIN_TILES=MIN_TILES,
         num_warps=config.num_warps,
     )
     splits.combine(out, lse)
+
+
+def prefetch_runs(
+    k: Tensor, rope: Tensor | None, v: Tensor | None, config: HopperConfig, load: str
+) -> dict[str, int]:
+    """The distance of the prefetch and the runs of each cache, 16 bytes at a time."""
+    k_run = rope_run = v_run = (1, 0)
+    distance = 0 if load == "load" else config.prefetch
+    if distance > 0:
+        # A tile holds whole pages or lies in one where TMA copies it.
+        block = min(k.shape[1], config.block_n) if load == "tma" else 1
+        k_run = run_of(k, config.heads, block, joined=rope)
+        if rope is not None and (k_run[0] == 1 or not follows(rope, k)):
+            rope_run = run_of(rope[:, :, None], 1, block)
+        if v is not None:
+            v_run = run_of(v, config.heads, block)
+    runs = {"K_RUN": k_run, "ROPE_RUN": rope_run, "V_RUN": v_run}
+    tokens = {name: run[0] for name, run in runs.items()}
+    return tokens | {f"{name}_BYTES": run[1] for name, run in runs.items()} | {"PREFETCH": distance}
 
 
 def descriptor(x: Tensor, block: list[int]) -> TensorDescriptor:

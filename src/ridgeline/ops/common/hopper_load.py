@@ -17,6 +17,7 @@ from ridgeline.ops.common.gluon import (
     mbarrier,
     tma,
 )
+from ridgeline.ops.common.hopper_prefetch import prefetch_tile
 
 
 @aggregate
@@ -35,9 +36,12 @@ class Ring:
     HAS_ROPE: gl.constexpr
     TMA: gl.constexpr
     CP_ASYNC: gl.constexpr
+    PREFETCH: gl.constexpr  # tiles ahead
 
     @gluon.constexpr_function
-    def __init__(self, k, r, v, full, empty, STAGES, HEADS, BLOCK_N, TIED, HAS_ROPE, TMA, CP_ASYNC):
+    def __init__(
+        self, k, r, v, full, empty, STAGES, HEADS, BLOCK_N, TIED, HAS_ROPE, TMA, CP_ASYNC, PREFETCH
+    ):
         self.k = k
         self.r = r
         self.v = v
@@ -50,6 +54,7 @@ class Ring:
         self.HAS_ROPE = gl.constexpr(HAS_ROPE)
         self.TMA = gl.constexpr(TMA)
         self.CP_ASYNC = gl.constexpr(CP_ASYNC)
+        self.PREFETCH = gl.constexpr(PREFETCH)
 
     @gluon.jit
     def wait_full(self, n):
@@ -133,7 +138,7 @@ class Queries:
 class Source:
     """Rows of ``DIM`` elements: of queries (strides by sequence, token, head) or of a cache (by
     page, token, head). Strides are in units of ``UNIT`` elements, so that the compiler knows them
-    to be multiples."""
+    to be multiples. ``RUN_TOKENS`` tokens are brought into L2 by one prefetch of ``RUN_BYTES``."""
 
     base: gl.tensor
     stride_0: gl.tensor
@@ -141,15 +146,19 @@ class Source:
     stride_2: gl.tensor
     DIM: gl.constexpr
     UNIT: gl.constexpr
+    RUN_TOKENS: gl.constexpr
+    RUN_BYTES: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, base, stride_0, stride_1, stride_2, DIM, UNIT):
+    def __init__(self, base, stride_0, stride_1, stride_2, DIM, UNIT=1, RUN_TOKENS=1, RUN_BYTES=0):
         self.base = base
         self.stride_0 = stride_0
         self.stride_1 = stride_1
         self.stride_2 = stride_2
         self.DIM = gl.constexpr(DIM)
         self.UNIT = gl.constexpr(UNIT)
+        self.RUN_TOKENS = gl.constexpr(RUN_TOKENS)
+        self.RUN_BYTES = gl.constexpr(RUN_BYTES)
 
     @gluon.jit
     def at(self, i0, i1, i2):
@@ -248,6 +257,10 @@ def load_by_tma(work, ring, queries, pages, q, r, k, rope, v, k_desc, rope_desc,
         b, base, item, begin, end, first, length, _, _ = work.next(t, b, base)
         load_queries(queries, q, r, work, i, b, item, ring.HAS_ROPE)
         for tile in range(begin, end):
+            if ring.PREFETCH > 0:
+                stop = gl.minimum(length, end * ring.BLOCK_N)
+                ahead = tile + ring.PREFETCH
+                prefetch_tile(ring, queries, pages, k, rope, v, b, item, ahead, first, stop)
             stage = n % ring.STAGES
             full = ring.full.index(stage)
             if (tile * ring.BLOCK_N < first) | ((tile + 1) * ring.BLOCK_N > length):
@@ -297,6 +310,10 @@ def load_by_threads(work, ring, queries, pages, q, r, k, rope, v):
         b, base, item, begin, end, first, length, _, _ = work.next(t, b, base)
         load_queries(queries, q, r, work, i, b, item, ring.HAS_ROPE)
         for tile in range(begin, end):
+            if ring.PREFETCH > 0:
+                stop = gl.minimum(length, end * ring.BLOCK_N)
+                ahead = tile + ring.PREFETCH
+                prefetch_tile(ring, queries, pages, k, rope, v, b, item, ahead, first, stop)
             copy_tile(ring, queries, pages, k, rope, v, n, b, item, tile, first, length)
             n += 1
             if n - sent > AHEAD:

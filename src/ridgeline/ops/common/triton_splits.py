@@ -175,6 +175,24 @@ def next_work(
 
 
 @triton.jit
+def item_rows(
+    item,
+    length,
+    query_len,
+    GROUP: tl.constexpr,
+    ROW_BLOCKS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """The cached head of an item, its query rows, which of them there are, and their positions.
+
+    Row r is the query token ``r // GROUP`` and the head ``r % GROUP`` of those of the cached head.
+    """
+    head = (item // ROW_BLOCKS).to(tl.int64)
+    row = item % ROW_BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
+    return head, row, row < query_len * GROUP, length - query_len + row // GROUP
+
+
+@triton.jit
 def combine_kernel(
     partial_out,
     partial_sums,
