@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,37 +87,29 @@ def measure(
         trials.failed[first] = trials.absent.pop(first)
     if options.with_peers and ours:
         _admit_peers(trials, inputs)
-    found, roof, drift = _time(trials, shape, options.reps)
-    state = device.state()
-    rows = []
-    for impl in options.impls:
-        if impl not in ours and impl not in trials.failed:
-            continue
-        rows.append(
-            Row(
-                shape=shape,
-                seconds=found.get(impl, nan),
-                roofs=roof,
-                no_prefetch=None,
-                peers={n: x for n, x in found.items() if n != impl and PREFETCHED not in n},
-                error=trials.errors.get(impl, nan),
-                drift=drift,
-                samples={},
-                impl=impl,
-                page_size=page_size,
-                prefetch={
-                    n: found[_prefetched(impl, n)]
-                    for n in options.prefetch
-                    if _prefetched(impl, n) in found
-                },
-                broken={n: x for n, x in trials.failed.items() if n.startswith(impl + PREFETCHED)},
-                absent=trials.absent | {n: x for n, x in trials.failed.items() if n != impl},
-                eager=trials.eager,
-                failure=trials.failed.get(impl),
-                state=state,
-            )
-        )
-    return rows
+    times, roof, drift = _time(trials, shape, options.reps)
+    common = {"shape": shape, "page_size": page_size, "roofs": roof, "drift": drift}
+    common |= {"no_prefetch": None, "samples": {}, "state": device.state(), "eager": trials.eager}
+    return [
+        Row(impl=impl, **common, **_of(impl, trials, times))
+        for impl in options.impls
+        if impl in ours or impl in trials.failed
+    ]
+
+
+def _of(impl: str, trials: Trials, times: dict[str, float]) -> dict[str, Any]:
+    """What a row says of ``impl``, and of the others beside it."""
+    start = impl + PREFETCHED
+    own = {name: x for name, x in times.items() if name.startswith(start)}
+    return {
+        "seconds": times.get(impl, nan),
+        "error": trials.errors.get(impl, nan),
+        "failure": trials.failed.get(impl),
+        "peers": {n: x for n, x in times.items() if n != impl and PREFETCHED not in n},
+        "prefetch": {int(name.removeprefix(start)): x for name, x in own.items()},
+        "broken": {name: why for name, why in trials.failed.items() if name.startswith(start)},
+        "absent": trials.absent | {n: why for n, why in trials.failed.items() if n != impl},
+    }
 
 
 def truth(inputs: DecodeInputs) -> Tensor:
@@ -132,14 +125,10 @@ def _admit_ours(trials: Trials, inputs: DecodeInputs, options: CudaDecodeOptions
         if plain is None:
             continue
         for n in options.prefetch:
-            name = _prefetched(impl, n)
+            name = f"{impl}{PREFETCHED}{n}"
             found = trials.ours(name, partial(prefetch.decode, inputs, impl, n), budget)
             if found is not None and not torch.equal(found, plain):
                 trials.reject(name, f"{name}: changed the result")
-
-
-def _prefetched(impl: str, distance: int) -> str:
-    return f"{impl}{PREFETCHED}{distance}"
 
 
 def _admit_peers(trials: Trials, inputs: DecodeInputs) -> None:
