@@ -78,6 +78,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What the table's numbers are."""
     o = rows[0].options
     rates = [row.gemm / 1e9 for row in rows]
+    fills = [100 * row.logical / row.tokens["padded"] for row in rows]
     scales = [row.scale for row in rows]
     lines = [
         f"Samples/s: preference pairs, forward and backward, medians of {o.reps}; {o.pairs} pairs "
@@ -85,7 +86,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"reference precomputed. torch GEMM {min(rates):.0f} to {max(rates):.0f} GFLOP/s.",
         f"Lengths: log-normal of deviation {o.spread:g} around the datasets' medians, scaled by "
         f"{min(scales):.2g} to {max(scales):.2g} to about {o.tokens} tokens a step without "
-        "sharing. Bound: (2 rho + 2) / (rho + 2), and the drawn tokens without sharing over with.",
+        f"sharing. Padded batches are {min(fills):.0f} to {max(fills):.0f}% full. "
+        "Bound: (2 rho + 2) / (rho + 2), and the drawn tokens without sharing over with.",
         "Over TRL: our trainer over TRL's, both with their metrics. Over SDPA, by sharing: shared "
         "and packed over SDPA with mask, and over packed. All ways give the same gradients.",
     ]
