@@ -1,6 +1,11 @@
 """Rows of a GPU: what is admitted, in which order it is timed, medians, files and failures."""
 
 import csv
+import inspect
+import warnings
+from dataclasses import replace
+from importlib import import_module
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -8,6 +13,7 @@ import torch
 from ridgeline.bench import peers
 from ridgeline.bench.cuda import compare, decode, prefetch, report, run
 from ridgeline.bench.cuda.decode import CudaDecodeOptions, Row, measure, record, truth
+from ridgeline.bench.cuda.trials import Trials
 from ridgeline.bench.grid import PlainConsole
 from ridgeline.bench.inputs import DecodeInputs
 from ridgeline.bench.shapes import VARIANTS, DecodeShape
@@ -30,8 +36,9 @@ def made_row():
     def make(seconds=0.0006, shape=None, **given) -> Row:
         shape = shape or DecodeShape("gqa", 32, 8, 128, 64, 8192)
         fields = {"no_prefetch": None, "peers": {}, "error": 1e-3, "drift": 0.0, "samples": {}}
-        fields |= {"impl": "triton", "page_size": 64}
-        return Row(shape, seconds, Roofs(4e12, 8e14), **fields | given)
+        fields |= {"impl": "triton", "page_size": 64} | given
+        fields["rmse"] = dict.fromkeys((fields["impl"], *fields["peers"]), 1.25e-5)
+        return Row(shape, seconds, Roofs(4e12, 8e14), **fields)
 
     return make
 
@@ -52,6 +59,8 @@ def test_triton_with_and_without_prefetch_takes_turns_with_peers_and_roofs(gpu, 
     assert row.roofs.memory == pytest.approx(2 * 1024 / (0.001 * (calls - 1)))
     assert row.roofs.gemm == pytest.approx(2 * 32**3 / (0.001 * calls))
     assert row.drift == 0.0
+    assert set(row.rmse) == {"triton", *row.peers}
+    assert 0 < row.rmse["triton"] < 1e-3
     assert row.state == gpu.state()
     assert "sdpa flash" in row.peers
     assert row.absent[UNSUPPORTED].startswith(f"impl={UNSUPPORTED!r}: ")
@@ -66,7 +75,7 @@ def test_every_implementation_has_a_row(gpu) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp8"])
-def test_the_truth_is_the_operation_in_float32(variant, dtype) -> None:
+def test_the_truth_is_the_operation_in_float64(variant, dtype) -> None:
     kv_heads = {"mha": 4, "mqa": 1, "mla": 1}.get(variant, 2)
     shape = DecodeShape(variant, 4, kv_heads, 16, 3, 29, query_len=3, dtype=dtype)
     inputs = DecodeInputs(shape, page_size=4, cold_bytes=0)
@@ -74,7 +83,8 @@ def test_the_truth_is_the_operation_in_float32(variant, dtype) -> None:
     error = relative_error("x", inputs.decode("reference"), want, OURS_BUDGET * ROUNDING[dtype])
     assert error > 0
     whole = peers.oracle(peers.Dense(inputs, torch.float32))
-    torch.testing.assert_close(want, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(want.float(), whole, rtol=1e-5, atol=1e-6)
+    assert want.dtype == torch.float64
     assert sum(x.nbytes for x in inputs.next_views()) == 3 * 32 * shape.bytes_per_token
 
 
@@ -140,6 +150,28 @@ def test_prefetch_that_changes_the_result_is_not_timed(gpu, monkeypatch) -> None
         run.bench_decode(chosen, gpu, PlainConsole())
 
 
+@pytest.mark.parametrize("impl", ["triton", "hopper"])
+@pytest.mark.parametrize("variant", ["gqa", "mla"])
+def test_the_distance_of_a_prefetch_is_all_that_changes(impl, variant, monkeypatch) -> None:
+    shape = DecodeShape(variant, 16, 1, 128, 2, 70, query_len=2)
+    inputs = DecodeInputs(shape, page_size=64, cold_bytes=0)
+    operation = "paged_decode" if variant == "gqa" else "tied_decode"
+    module = import_module(f"ridgeline.ops.{operation}.{impl}")
+    launcher = getattr(module, operation)
+    spy = create_autospec(launcher)  # refuses what the launcher would
+    monkeypatch.setattr(module, operation, spy)
+    out = prefetch.decode(inputs, impl, 3)
+    given = inspect.signature(launcher).bind(*spy.call_args.args, **spy.call_args.kwargs).arguments
+    queries = (inputs.q_nope,) if variant == "gqa" else (inputs.q_nope, inputs.q_rope)
+    width = (shape.spec.dim,) if variant == "gqa" else ()
+    plain = module.config_for(*queries, inputs.next_views()[0], *width)
+    assert given["config"] == replace(plain, prefetch=3) != plain
+    assert (given["softmax_scale"], given["causal"]) == (shape.softmax_scale, True)
+    assert given["num_splits"] == 0
+    assert given["out"] is out
+    assert out.shape == (2, 2, 16, shape.spec.dim)
+
+
 def test_a_call_that_no_graph_holds_says_so(gpu) -> None:
     gpu.eager = "not captured: a reason"
     (row,) = measure(GLA, 5, options(with_peers=False), gpu)
@@ -169,6 +201,18 @@ def test_a_peer_that_breaks_is_absent_with_its_words(gpu, monkeypatch) -> None:
     assert "eager dense" in row.peers
 
 
+def test_an_absence_holds_what_torch_warned_of(gpu) -> None:
+    def call() -> torch.Tensor:
+        warnings.warn("heads are too wide (Triggered internally at x.cpp:9.)", stacklevel=1)
+        raise RuntimeError("no available kernel")
+
+    trials = Trials(gpu, torch.ones(2))
+    trials.peer("sdpa", lambda: call, budget=1.0)
+    trials.peer("right", lambda: lambda: torch.ones(2), budget=1.0)
+    assert trials.absent == {"sdpa": "no available kernel; heads are too wide"}
+    assert list(trials.runs) == ["right"]
+
+
 def test_columns_follow_from_seconds(made_row) -> None:
     row = made_row(
         seconds=0.0006,
@@ -180,6 +224,7 @@ def test_columns_follow_from_seconds(made_row) -> None:
     assert list(found)[:3] == ["impl", "page_size", "variant"]
     assert (found["ms"], found["GB/s"], found["memory_roof_GB/s"]) == (0.6, 3579.139, 4000.0)
     assert (found["percent_of_roof"], found["binding_roof"]) == (89.5, "memory")
+    assert found["rmse"] == found["flash_attn_3_rmse"] == 1.25e-5
     assert (found["prefetch_0_ms"], found["prefetch_2_ms"]) == (0.6, 0.57)
     assert (found["torch_sdpa_flash_ms"], found["torch_sdpa_flash_ratio"]) == (0.9, 1.5)
     assert (found["flash_attn_3_ratio"], found["throttled"]) == (1.0, "no")

@@ -100,7 +100,7 @@ class Dense:
 
 
 def oracle(dense: Dense) -> Tensor:
-    """The float32 result that every timed call is held against, ``[B, L_q, h_q, d_v]``."""
+    """The result in ``dense``'s dtype that timed calls are held against, ``[B, L_q, h_q, d_v]``."""
     return dense.unpack(dense.eager())
 
 

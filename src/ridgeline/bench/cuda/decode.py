@@ -61,7 +61,8 @@ class Row(MeasuredRow):
 
     ``prefetch``: seconds by distance in tiles; ``broken``: why such a call has none though it
     should. ``failure``: why there is no time at all; ``seconds`` is then nan. ``absent`` and
-    ``eager``: why a peer has no time, or is no CUDA graph.
+    ``eager``: why a peer has no time, or is no CUDA graph. ``rmse``: errors against float64, of the
+    row's implementation and its peers by name.
     """
 
     impl: str = ""
@@ -70,6 +71,7 @@ class Row(MeasuredRow):
     broken: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     eager: dict[str, str] = field(default_factory=dict)
+    rmse: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
     state: dict[str, str | int] = field(default_factory=dict)
 
@@ -108,14 +110,15 @@ def _of(impl: str, trials: Trials, times: dict[str, float]) -> dict[str, Any]:
         "peers": {n: x for n, x in times.items() if n != impl and PREFETCHED not in n},
         "prefetch": {int(name.removeprefix(start)): x for name, x in own.items()},
         "broken": {name: why for name, why in trials.failed.items() if name.startswith(start)},
+        "rmse": {n: x for n, x in trials.rmse.items() if PREFETCHED not in n},
         "absent": trials.absent | {n: why for n, why in trials.failed.items() if n != impl},
     }
 
 
 def truth(inputs: DecodeInputs) -> Tensor:
-    """Float32 attention, ``[B, L_q, h_q, d_v]``, one sequence at a time: scores take room."""
+    """Float64 attention, ``[B, L_q, h_q, d_v]``, one sequence at a time: scores take room."""
     each = (slice(b, b + 1) for b in range(inputs.shape.batch))
-    return torch.cat([oracle(Dense(inputs, torch.float32, sequences=b)) for b in each])
+    return torch.cat([oracle(Dense(inputs, torch.float64, sequences=b)) for b in each])
 
 
 def _admit_ours(trials: Trials, inputs: DecodeInputs, options: CudaDecodeOptions) -> None:
@@ -173,11 +176,13 @@ def record(row: Row) -> files.Record:
     if row.failure is not None:
         return columns | {"failure": row.failure}
     columns |= measured_columns(row)
+    columns["rmse"] = float(f"{row.rmse[row.impl]:.3e}")
     for distance, seconds in row.prefetch.items():
         columns[f"prefetch_{distance}_ms"] = files.ms(seconds)
     for name, seconds in row.peers.items():
         columns[f"{_column(name)}_ms"] = files.ms(seconds)
         columns[f"{_column(name)}_ratio"] = round(row.speedup(name), 3)
+        columns[f"{_column(name)}_rmse"] = float(f"{row.rmse[name]:.3e}")
     for ending, reasons in (("absent", row.absent), ("eager", row.eager)):
         columns |= {f"{_column(name)}_{ending}": why for name, why in reasons.items()}
     return columns | row.state

@@ -1,5 +1,6 @@
 """Calls on a GPU that passed their check, and why the others did not."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ class Trials:
     want: Tensor
     runs: dict[str, Callable[[], Any]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    rmse: dict[str, float] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     eager: dict[str, str] = field(default_factory=dict)
@@ -44,10 +46,13 @@ class Trials:
         canonical: Callable[[Any], Tensor] = lambda out: out,
     ) -> None:
         """``make`` arranges the call's arguments; ``canonical`` arranges its result."""
-        try:
-            self._admit(name, make(), budget, canonical)
-        except Exception as e:  # foreign code fails in ways of its own; the row says how
-            self.absent[name] = first_line(e)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")  # where torch says what a backend lacks
+            try:
+                self._admit(name, make(), budget, canonical)
+            except Exception as e:  # foreign code fails in ways of its own; the row says how
+                reasons = [first_line(e), *(str(w.message).split(" (Triggered")[0] for w in said)]
+                self.absent[name] = "; ".join(dict.fromkeys(reasons))
 
     def reject(self, name: str, why: str) -> None:
         """Take a call back that was admitted."""
@@ -65,6 +70,7 @@ class Trials:
         # The result of the very thing that is timed: a replay, where it is a graph.
         out = canonical(ready.run())
         self.errors[name] = relative_error(name, out, self.want, budget)
+        self.rmse[name] = (out - self.want).square().mean().sqrt().item()
         self.runs[name] = ready.run
         if ready.eager is not None:
             self.eager[name] = ready.eager

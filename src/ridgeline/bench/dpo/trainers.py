@@ -61,7 +61,7 @@ def _trainer(
     words = Tokenizer(models.WordLevel({PAD: 0, EOS: 1}, unk_token=PAD))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=EOS)
-    text = {"prompt": PAD, "chosen": f" {EOS}", "rejected": f" {EOS}"}
+    text = {"prompt": PAD, "chosen": f" {EOS}", "rejected": f" {PAD} {EOS}"}
     disable_progress_bars()
     with (
         tempfile.TemporaryDirectory() as folder,
