@@ -1,5 +1,7 @@
 """Pretraining on text files: ``from ridgeline.training.pretrain import pretrain``.
 
+Preference training is ``ridgeline.training.preference``.
+
 | module | what it holds |
 |---|---|
 | ``config`` | every setting of a run |
