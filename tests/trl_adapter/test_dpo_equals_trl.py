@@ -1,7 +1,13 @@
 """Losses, metrics and gradients are those of TRL's own trainer, to 1e-9 in float64."""
 
 import pytest
-from dpo_cases import LOSSES, preference_data, tiny_model, trainer, work_in_float64
+from dpo_cases import (
+    LOSSES,
+    preference_data,
+    tiny_model,
+    trainer,
+    work_in_float64,
+)
 from peft import LoraConfig
 
 MODELS = ["llama", "qwen3", "mistral", "gemma2", "gta", "gla"]
