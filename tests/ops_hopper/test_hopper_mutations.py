@@ -8,7 +8,7 @@ import torch
 from hopper_cases import run
 
 from ridgeline.ops.common.triton import INTERPRETED
-from ridgeline.testing import PagedCase, TiedCase, assert_matches, paged_case, tied_case
+from ridgeline.testing import TiedCase, assert_matches, tied_case
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="mutations are for the interpreter")
 
@@ -26,41 +26,31 @@ LONG = {"lengths": [460, 330, 64]}
 
 
 @cache
-def case(name: str) -> PagedCase | TiedCase:
-    tied = {"nope_dim": 64, "rope_dim": 16}
-    match name:
-        case "tma":
-            return tied_case(0, page_size=64, **PLAIN | LONG | tied)
-        case "threads":
-            return tied_case(0, page_size=7, **PLAIN | LONG | tied)
-        case _:
-            apart = {"value_dim": 64, "window": None, "softcap": 0.0, "causal": True}
-            return paged_case(0, page_size=16, **PLAIN | LONG | apart)
+def case(page_size: int) -> TiedCase:
+    return tied_case(0, page_size=page_size, nope_dim=64, rope_dim=16, **PLAIN | LONG)
 
 
-def checked(name: str, **changes: int) -> Callable[[int], None]:
+def checked(page_size: int, **changes: int) -> Callable[[int], None]:
     def check(seed: int) -> None:
-        assert_matches(case(name), *run(case(name), seed, **changes))
+        assert_matches(case(page_size), *run(case(page_size), seed, **changes))
 
     return check
 
 
-CHECKS = {
-    "tma": checked("tma", stages=2, q_stages=1),
-    "threads": checked("threads", stages=4, q_stages=1),
-}
+# By TMA, and by threads.
+CHECKS = (checked(64, stages=2, q_stages=1), checked(7, stages=4, q_stages=1))
 
 
 def test_no_synchronising_line_is_idle() -> None:
     """A line that one case can do without, as a later fence covers it, another needs."""
     from ridgeline.testing.gluon.mutations import found_by, outcome
 
-    found = {mutation: None for check in CHECKS.values() for mutation in found_by(check)}
+    found = {mutation: None for check in CHECKS for mutation in found_by(check)}
     assert len(found) > 40
-    for check in CHECKS.values():
+    for check in CHECKS:
         check(1)
-    for check in CHECKS.values():
+    for check in CHECKS:
         found = [m for m in found if outcome(check, m, range(5)).caught is None]
-    for check in CHECKS.values():
+    for check in CHECKS:
         found = [m for m in found if outcome(check, m, range(5, 20)).caught is None]
     assert not [str(mutation) for mutation in found]

@@ -1,0 +1,57 @@
+"""The kernel compiles without a GPU for SM90, to Hopper's instructions, within its limits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ridgeline.testing.gluon_aot import Resources
+
+PRODUCTS = {
+    "mla-16": {"64x16x16"},
+    "mla-128": {"64x32x16", "64x256x16"},
+    "gla-2-of-32-page-1": {"64x16x16"},
+    "gta-32-8-page-16": {"64x8x16"},
+    "gqa-32-8": {"64x8x16"},
+}
+# Bytes of stack of a thread: what the producer or the rescaling of several heads spills.
+STACK = {"mla-16": 8, "gla-2-of-32-page-1": 96, "gta-32-8-page-16": 96}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Resources]:
+    """Compiled anew by a process without Triton's interpreter."""
+    folder, here = tmp_path_factory.mktemp("hopper"), Path(__file__).parent
+    written = folder / "resources.json"
+    paths = os.pathsep.join([str(here.parents[1] / "src"), str(here)])
+    environment = os.environ | {"TRITON_CACHE_DIR": str(folder), "PYTHONPATH": paths}
+    environment["TRITON_INTERPRET"] = "0"
+    command = [sys.executable, "-m", "ridgeline.testing.gluon_aot", "hopper_launches:launches"]
+    command += ["--write", str(written)]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
+    return {name: Resources(**kernel) for name, kernel in json.loads(written.read_text()).items()}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_what_the_kernel_takes(found: dict[str, Resources], name: str) -> None:
+    kernel = found[name]
+    assert kernel.shared <= 227 << 10
+    assert kernel.stack <= STACK.get(name, 0)
+    assert kernel.warps == 12
+    # Three warpgroups start with what 65,536 registers allow each thread, and then share them out.
+    assert kernel.registers <= 168
+    assert kernel.count("USETMAXREG") >= 4
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_its_instructions(found: dict[str, Resources], name: str) -> None:
+    kernel = found[name]
+    shapes = PRODUCTS[name]
+    assert kernel.count("HGMMA") == sum(kernel.count(f"HGMMA.{shape}") for shape in shapes) > 0
+    assert all(kernel.count(f"HGMMA.{shape}") for shape in shapes)
+    assert (kernel.count("UTMALDG") == 0) is ("page-1" in name and "page-16" not in name)
+    assert kernel.count("LDGSTS.E.BYPASS.128") > 0
+    assert kernel.count("UBLKPF") == (name == "mla-16")

@@ -1,0 +1,84 @@
+"""Tilings and what is supported: pure functions, checked without a device."""
+
+from itertools import product
+
+import pytest
+import torch
+
+import ridgeline
+from ridgeline.ops.common.hopper_config import (
+    HopperConfig,
+    decode_config,
+    fixed_bytes,
+    load_of,
+    tile_bytes,
+    unsupported,
+)
+
+LIMIT = 227 << 10
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 33, 64, 200])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_tiling_fits(rows: int, tied: bool) -> None:
+    for kv_heads, dim, rope in product((1, 2, 3, 8), (16, 64, 96, 128, 256), (0, 16, 64)):
+        c = decode_config(rows, kv_heads, dim, dim, rope if tied else 0, dim, tied=tied)
+        assert fixed_bytes(c) + c.stages * tile_bytes(c, tied) <= LIMIT
+        assert c.stages >= 2
+        assert c.stages % c.consumers == 0
+        assert kv_heads % c.heads == 0
+        assert c.heads == 1 or rows <= c.block_m
+        assert c.heads * c.v_width * c.block_m <= 128 * 128 * c.warpgroups
+        assert c.block_m >= min(rows, 64)
+        # Registers of a thread of each warpgroup: together those of a multiprocessor.
+        assert c.consumer_regs * 2 + c.producer_regs <= 65536 // 128
+
+
+@pytest.mark.parametrize(
+    ("rows", "heads", "dims", "expected"),
+    [
+        (16, 1, (512, 64, 512), (16, 1, 2)),  # MLA, 16 heads
+        (64, 1, (512, 64, 512), (64, 1, 1)),
+        (8, 2, (256, 64, 256), (8, 2, 2)),  # GLA-2: both heads share the RoPE key
+        (4, 8, (64, 64, 128), (8, 4, 2)),  # GTA 32/8
+    ],
+)
+def test_layouts(rows: int, heads: int, dims: tuple[int, int, int], expected: tuple) -> None:
+    nope, rope, state = dims
+    c = decode_config(rows, heads, nope, state, rope, state, tied=True)
+    assert (c.block_m, c.heads, c.consumers) == expected
+    assert c.transposed is (c.block_m < 64)
+
+
+def cache(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("x", "page_size", "expected"),
+    [
+        (cache(3, 64, 2, 64), 64, "tma"),
+        (cache(3, 256, 2, 64), 256, "tma"),
+        (cache(3, 16, 2, 64), 16, "tma"),
+        (cache(3, 4, 2, 64), 4, "cp.async"),
+        (cache(3, 96, 2, 64), 96, "cp.async"),
+        (cache(3, 64, 2, 65)[..., :64], 64, "load"),
+        (cache(3, 64, 2, 17), 64, "load"),
+        (cache(3, 64, 2, 80)[..., 4:68], 64, "load"),
+        (cache(1, 64, 2, 64).expand(3, 64, 2, 64), 64, "cp.async"),
+    ],
+)
+def test_how_pages_are_read(x: torch.Tensor, page_size: int, expected: str) -> None:
+    assert load_of(page_size, [x]) == expected
+
+
+def test_reasons() -> None:
+    q = torch.zeros(1, 1, 1, 64, dtype=torch.bfloat16)
+    config = HopperConfig(8, 1, 2, 1, 1, 64, 64, 0, 64)
+    assert "runs on a Hopper GPU" in unsupported(q, q, lambda: config)
+    with pytest.raises(ValueError, match="no tiling of 8 rows"):
+        decode_config(8, 1, 1024, 1024, 0, 1024, tied=False)
+    table, lengths = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    pages = cache(1, 8, 1, 64)
+    with pytest.raises(ValueError, match="impl='hopper': tensors are on cpu"):
+        ridgeline.paged_decode(q, pages, pages, table, lengths, impl="hopper")
