@@ -44,9 +44,8 @@ def generate(model: PreTrainedModel, impl: str, ids: Tensor, **kwargs: object) -
         model.set_attn_implementation("ridgeline")
 
 
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Query tokens of every call of the decode kernel."""
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Query tokens of every call of the decode kernel from now on."""
     calls = []
     kernel = decode.paged_decode
 
@@ -56,6 +55,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(decode, "paged_decode", count)
     return calls
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return count_calls(monkeypatch)
 
 
 @pytest.mark.parametrize("kind", CACHES)
@@ -124,9 +128,12 @@ def longer() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3"])
 @pytest.mark.parametrize("kind", CACHES)
-def test_logits_of_steps(kind: str, name: str) -> None:
-    """float64, with padding: those of whole rows."""
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])
+def test_logits_of_steps(kind: str, name: str, padded: bool) -> None:
+    """float64: those of whole rows."""
     model, (ids, mask) = tiny(name), longer()
+    if not padded:
+        mask = torch.ones_like(mask)
     want = exactly(model, ids, attention_mask=mask, use_cache=False)[mask == 1]
     got = steps(model, kind, ids, mask)
     torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=TOLERANCE)

@@ -264,6 +264,20 @@ def test_masks_that_cut_padded_rows() -> None:
         attention_forward(torch.nn.Identity(), q, q, q, cut, position_ids=torch.arange(8)[None])
 
 
+def test_masks_that_look_ahead() -> None:
+    """Blocks of which each sees itself whole, as of images in a prompt."""
+    with pytest.raises(ValueError, match=r"expected a causal mask, got one that looks ahead"):
+        row_mask(1, 8, 8, mask_function=lambda b, h, q, k: (k <= q) | (k // 4 == q // 4))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 5), (1, 2, 1, 1), (1, 1, 5, 1)])
+def test_masks_that_only_look_like_ours(shape: tuple[int, ...]) -> None:
+    q = torch.zeros(1, 2, 5, 16)
+    mask = torch.ones(shape, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"^attention_mask: expected None or a mask"):
+        attention_forward(torch.nn.Identity(), q, q, q, mask)
+
+
 def test_every_model_of_the_tests_is_not_refused() -> None:
     for name in MODELS:
         assert tiny(name)(tokens(1, LENGTH)).logits.isfinite().all()

@@ -70,11 +70,13 @@ def test_positions_that_restart_are_documents(model, rows: int, use_cache: bool)
 
 def test_documents_in_padded_rows(model) -> None:
     """A mask that says which tokens are real does not say that documents see one another."""
-    ids, mask = tokens(BATCH, LENGTH), PADDED["right"]
-    got = model(ids, attention_mask=mask, position_ids=HALVES, use_cache=False).logits
-    check(got[:, :9], exactly(model, ids[:, :9], use_cache=False))
-    check(got[0, 9:], exactly(model, ids[:1, 9:], use_cache=False)[0])
-    check(got[1, 9:-5], exactly(model, ids[1:, 9:-5], use_cache=False)[0])
+    ids, mask = tokens(BATCH, LENGTH), PADDED["both"]
+    positions = HALVES.repeat(BATCH, 1)
+    positions[0, :9] = torch.tensor([0, 0, 0, 0, *range(5)])
+    got = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    for row, document in ((0, slice(4, 9)), (0, slice(9, None)), (1, slice(9)), (1, slice(9, -3))):
+        want = exactly(model, ids[row : row + 1, document], use_cache=False)[0]
+        check(got[row, document], want)
 
 
 @pytest.mark.parametrize("positions", [None, HALVES], ids=["no-positions", "positions"])

@@ -20,6 +20,9 @@ def tree(name: str) -> tuple[Layout, list[list[int]]]:
             ]
         case "short":  # no sequence is longer than a window
             return subtree_end.of_pair(3, 2, 3), [[0, 1, *range(2, 5)], [0, 1, *range(5, 9)]]
+        case "edge":  # one token past the windows of the tests
+            shared = list(range(3))
+            return subtree_end.of_pair(4, 4, 3), [[*shared, *range(3, 8)], [*shared, *range(8, 12)]]
         case "rollouts":
             shared = list(range(4))
             return subtree_end.of_responses(5, [3, 4, 9]), [
@@ -39,7 +42,7 @@ def tree(name: str) -> tuple[Layout, list[list[int]]]:
     raise ValueError(name)
 
 
-TREES = ["pair", "short", "rollouts", "deep", "documents"]
+TREES = ["pair", "short", "edge", "rollouts", "deep", "documents"]
 
 
 def row_of(layout: Layout) -> Tensor:
@@ -70,26 +73,33 @@ def test_each_sequence_is_as_alone(model, name: str, use_cache: bool) -> None:
         check(got[places], exactly(model, ids[:, places], use_cache=False)[0])
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["own-ends", "attention-mask"])
-def test_rows_of_different_trees_and_padding(model, masked: bool) -> None:
-    """Padding by an attention mask, or as tokens that only themselves see."""
-    layouts = [tree(name)[0] for name in ("pair", "short")]
-    length = 24
-    ids = tokens(2, length)
-    positions = torch.zeros(2, length, dtype=torch.int64)
+@pytest.mark.parametrize("padding", ["own-ends", "right", "left"])
+def test_rows_of_different_trees_and_padding(model, padding: str) -> None:
+    """Padding as tokens that only themselves see, or by an attention mask whatever their ends."""
+    names, length = ("pair", "short"), 24
+    ids, positions = tokens(2, length), torch.zeros(2, length, dtype=torch.int64)
     ends = torch.arange(1, length + 1, dtype=torch.int32).repeat(2, 1)
-    mask = torch.zeros_like(ids)
-    for b, layout in enumerate(layouts):
+    if padding != "own-ends":
+        ends.fill_(length + 1)
+    mask, starts = torch.zeros_like(ids), []
+    for b, name in enumerate(names):
+        layout = tree(name)[0]
         n = len(layout.subtree_end)
-        positions[b, :n], ends[b, :n], mask[b, :n] = layout.position_ids, layout.subtree_end, 1
-    if masked:
-        ends[mask == 0] = length + 1
-    kwargs = {"attention_mask": mask} if masked else {}
+        start = length - n if padding == "left" else 0
+        row = slice(start, start + n)
+        positions[b, row], mask[b, row] = layout.position_ids, 1
+        # A tree may end with its row.
+        open_end = layout.subtree_end == n if padding == "right" else torch.zeros(n, dtype=bool)
+        ends[b, row] = (layout.subtree_end + start).masked_fill(open_end, length)
+        starts.append(start)
+    kwargs = {} if padding == "own-ends" else {"attention_mask": mask}
     got = model(ids, position_ids=positions, subtree_end=ends, use_cache=False, **kwargs).logits
     assert got.isfinite().all()
-    for b, name in enumerate(("pair", "short")):
+    for b, (name, start) in enumerate(zip(names, starts, strict=True)):
         for places in tree(name)[1]:
-            check(got[b, places], exactly(model, ids[b : b + 1, places], use_cache=False)[0])
+            alone = ids[b : b + 1, start:][:, places]
+            want = exactly(model, alone, use_cache=False)[0]
+            check(got[b, start:][places], want)
 
 
 def test_one_branch_never_reaches_another(model) -> None:
@@ -161,7 +171,8 @@ def test_autocast(name: str) -> None:
     layout, sequences = tree("pair")
     ids = row_of(layout)
     with torch.autocast("cpu", torch.bfloat16):
-        got = model(ids, **keywords(layout)).logits[0]
+        # Without a cache q and k come wider than v: the rotation is float32.
+        got = model(ids, **keywords(layout), use_cache=False).logits[0]
         for places in sequences:
             model.set_attn_implementation("eager")
             want = model(ids[:, places]).logits[0]
