@@ -47,7 +47,7 @@ def inline_asm_elementwise(
     machine().switch()
     asm, types = unwrap(asm), unwrap(dtype)
     several = isinstance(types, list | tuple)
-    types = [unwrap(t) for t in types] if several else [types]
+    types = [dtypes.canonical(unwrap(t)) for t in (types if several else [types])]
     tensors = [as_tensor(arg) for arg in unwrap(args)]
     layout, shape = None, ()
     for tensor in tensors:

@@ -34,7 +34,7 @@ def arange(start: Any, end: Any, layout: Any = None) -> Tensor:
 
 
 def full(shape: Any, value: Any, dtype: Any, layout: Any = None) -> Tensor:
-    shape, dtype = as_shape([shape]), unwrap(dtype)
+    shape, dtype = as_shape([shape]), dtypes.canonical(unwrap(dtype))
     layout = layouts.check(unwrap(layout), shape, "full")
     scalar = cast(value, dtype)
     if scalar.shape:

@@ -154,7 +154,8 @@ class Buffer:
         return None if mask.all() else mask
 
     def retyped(self, dtype: gl.dtype) -> "Buffer":
-        if dtype == self.dtype:
+        dtype = dtypes.canonical(dtype)
+        if dtype is self.dtype:
             return self
         flat = torch.as_strided(self.tensor.detach(), (self.extent,), (1,))
         viewed = flat.view(torch.uint8)

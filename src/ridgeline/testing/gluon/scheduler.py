@@ -5,7 +5,6 @@ can, or a pending event (a copy that lands, a wgmma that reads). Each has a rand
 orders of magnitude, so that some seeds have slow producers, late copies, or one block far ahead.
 """
 
-import os
 import random
 import threading
 from collections.abc import Callable, Hashable
@@ -36,12 +35,8 @@ def join(clock: Clock, other: Clock) -> None:
 
 
 def _prepare_thread() -> None:
-    """One core for the threads that take turns, which hand over five times faster so."""
     np.seterr(all="ignore")
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})
+    torch.set_num_threads(1)  # partitions take turns
 
 
 class _AbortError(BaseException):
@@ -113,7 +108,7 @@ class Partition:
         self._gate.acquire()
 
     def _main(self, owner: "Machine") -> None:
-        # _share_core()
+        _prepare_thread()
         self.sleep()
         try:
             if not owner.failure:

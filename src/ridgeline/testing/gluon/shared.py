@@ -173,7 +173,7 @@ class View:
         return View(self.allocation, self.offset, shape, row_major(shape, item), self.dtype, layout)
 
     def _reinterpret(self, dtype: Any, shape: Any, layout: Any) -> "View":
-        dtype, shape = unwrap(dtype), as_shape([shape])
+        dtype, shape = dtypes.canonical(unwrap(dtype)), as_shape([shape])
         item = dtypes.ITEMSIZE[dtype]
         self._need_contiguous("_reinterpret")
         if int(np.prod(shape)) * item > self.nbytes:
@@ -320,7 +320,7 @@ class View:
     def store(self, value: Any) -> None:
         machine().switch()
         value = as_tensor(value)
-        if value.dtype != self.dtype or value.shape != self.shape:
+        if value.dtype is not self.dtype or value.shape != self.shape:
             raise LayoutError(
                 f"store of {value.shape} {value.dtype} into shared memory {self.shape} {self.dtype}"
             )
@@ -349,7 +349,8 @@ def allocate_shared_memory(element_ty: Any, shape: Any, layout: Any, value: Any 
 
     The key is the path of calls to here, with the indices of the unrolled loops around.
     """
-    me, dtype, shape, layout = current(), unwrap(element_ty), as_shape([shape]), unwrap(layout)
+    me, dtype = current(), dtypes.canonical(unwrap(element_ty))
+    shape, layout = as_shape([shape]), unwrap(layout)
     if not isinstance(layout, SharedLayout):
         raise LayoutError(f"expected a shared memory layout, got {layout}")
     key = (me.path, tuple((f.f_code, f.f_lasti) for f in kernel_frames()), tuple(me.unrolled))

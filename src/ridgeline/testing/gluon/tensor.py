@@ -10,10 +10,12 @@ from ridgeline.testing.gluon import dtypes, layouts
 from ridgeline.testing.gluon.errors import LayoutError, UnsupportedError
 from ridgeline.testing.gluon.versions import gl
 
+_Constexpr = gl.constexpr
+
 
 def unwrap(value: Any) -> Any:
     """A constexpr's value."""
-    return value.value if isinstance(value, gl.constexpr) else value
+    return value.value if isinstance(value, _Constexpr) else value
 
 
 def as_shape(shape: Any) -> tuple[int, ...]:
@@ -129,7 +131,7 @@ class Pointer:
             raise TypeError("pointers cannot be added")
         if not isinstance(other, Tensor):
             return Pointer(self.buffer, self.off + int(other), self.layout)
-        layout = _layout_of(self, other, "pointer arithmetic")
+        layout = layout_of(self, other, "pointer arithmetic")
         return Pointer(self.buffer, self.off + np.asarray(other.a, np.int64), layout)
 
     __radd__ = __add__
@@ -160,15 +162,16 @@ def cast(x: Any, dtype: Any, bitcast: bool = False) -> Any:
     x, dtype = as_tensor(x), unwrap(dtype)
     if isinstance(x, Pointer):
         return x.to(dtype)
+    if x.dtype is dtype:
+        return x
+    dtype = dtypes.canonical(dtype)
     if bitcast:
         bits = np.ascontiguousarray(dtypes.encode(np.atleast_1d(x.a), x.dtype))
         if dtypes.ITEMSIZE[dtype] != bits.itemsize:
             raise LayoutError(f"bitcast of {x.dtype} to {dtype}")
         values = dtypes.decode(bits.view(dtypes.MEMORY[dtype]), dtype)
         return Tensor(values.reshape(np.shape(x.a)), dtype, x.layout)
-    if x.dtype == dtype:
-        return x
-    if dtypes.REGISTER[x.dtype].kind == "f" and dtype == gl.int1:
+    if dtype is gl.int1:
         return Tensor(x.a != 0, dtype, x.layout)
     return Tensor(dtypes.cast(x.a, dtype), dtype, x.layout)
 
@@ -202,48 +205,56 @@ def indexed_layout(x: Any, index: Any) -> Any:
     return layout
 
 
-def _layout_of(x: Any, y: Any, what: str) -> Any:
-    if not x.shape:
+def layout_of(x: Any, y: Any, what: str) -> Any:
+    """The layout of an elementwise result; a scalar goes with any."""
+    x_shape, y_shape = _shape(x), _shape(y)
+    if not x_shape:
         return y.layout
-    if not y.shape:
+    if not y_shape:
         return x.layout
-    if len(x.shape) != len(y.shape):
-        raise LayoutError(f"{what}: ranks of {x.shape} and {y.shape} differ")
-    if any(1 not in (p, q) and p != q for p, q in zip(x.shape, y.shape, strict=True)):
-        raise LayoutError(f"{what}: shapes {x.shape} and {y.shape} do not broadcast")
+    if x_shape != y_shape:
+        if len(x_shape) != len(y_shape):
+            raise LayoutError(f"{what}: ranks of {x_shape} and {y_shape} differ")
+        if any(1 not in (p, q) and p != q for p, q in zip(x_shape, y_shape, strict=True)):
+            raise LayoutError(f"{what}: shapes {x_shape} and {y_shape} do not broadcast")
     return layouts.common(x.layout, y.layout, what)
 
 
-layout_of = _layout_of
+def _shape(x: Any) -> tuple[int, ...]:
+    return x.a.shape if type(x) is Tensor else np.shape(x.off)
 
 
 def combined(x: Any, y: Any, what: str, division: bool = False) -> tuple[Any, Any, gl.dtype, Any]:
-    """Operands in their common type, that type, and the layout of an elementwise result."""
+    """Operands in their common type, that type, and the layout of an elementwise result.
+
+    An operand may stay the Python number it was, where NumPy treats it as Triton does.
+    """
     x, y = unwrap(x), unwrap(y)
-    if isinstance(x, Tensor) and isinstance(y, Tensor):
+    if type(x) is Tensor and type(y) is Tensor:
         dtype = x.dtype
-        if y.dtype != dtype or division:
+        if y.dtype is not dtype or division:
             dtype = dtypes.promote(x.dtype, y.dtype, division)
-        layout = _layout_of(x, y, what)
-    elif isinstance(x, Tensor):
-        y = number(y)
-        dtype, layout = dtypes.with_literal(x.dtype, y, division), x.layout
-        y = as_tensor(y, dtype)
-    elif isinstance(y, Tensor):
-        x = number(x)
-        dtype, layout = dtypes.with_literal(y.dtype, x, division), y.layout
-        x = as_tensor(x, dtype)
-    else:
-        return combined(as_tensor(x), as_tensor(y), what, division)
-    if x.dtype != dtype:
-        x = cast(x, dtype)
-    if y.dtype != dtype:
-        y = cast(y, dtype)
-    return x.a, y.a, dtype, layout
+        return _values(x, dtype), _values(y, dtype), dtype, layout_of(x, y, what)
+    if type(x) is Tensor:
+        dtype = dtypes.with_literal(x.dtype, _number(y), division)
+        return _values(x, dtype), _literal(y, dtype), dtype, x.layout
+    if type(y) is Tensor:
+        dtype = dtypes.with_literal(y.dtype, _number(x), division)
+        return _literal(x, dtype), _values(y, dtype), dtype, y.layout
+    return combined(as_tensor(x), as_tensor(y), what, division)
 
 
-def number(x: Any) -> Any:
-    if isinstance(x, bool | int | float | np.generic):
+def _values(x: Tensor, dtype: gl.dtype) -> Any:
+    return x.a if x.dtype is dtype else cast(x, dtype).a
+
+
+def _literal(x: Any, dtype: gl.dtype) -> Any:
+    weak = type(x) in (int, float) and not dtypes.is_narrow(dtype)
+    return x if weak else as_tensor(x, dtype).a
+
+
+def _number(x: Any) -> Any:
+    if isinstance(x, int | float | np.generic):
         return x
     return as_tensor(x)  # raises
 
