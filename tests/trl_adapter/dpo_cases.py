@@ -127,6 +127,7 @@ def trainer(
     peft_config=None,
     eval_dataset=None,
     processing_class=None,
+    compute_metrics=None,
     cls=None,
     **options,
 ) -> DPOTrainer:
@@ -160,6 +161,7 @@ def trainer(
         eval_dataset=eval_dataset,
         processing_class=processing_class or tokenizer(),
         peft_config=peft_config,
+        compute_metrics=compute_metrics,
     )
 
 

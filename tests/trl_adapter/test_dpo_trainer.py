@@ -81,13 +81,59 @@ def test_pairs_are_counted(tmp_path, caplog):
     assert "train dataset: 3 pairs, 1 dropped, 1 truncated, 1 equal" in caplog.text
 
 
-def test_streams_and_collators_of_others(tmp_path):
+def test_streams(tmp_path):
     def stream():
         yield from preference_data(6)
 
     run = trainer(True, tmp_path, data=IterableDataset.from_generator(stream), max_steps=1)
     run.train()
     assert run.state.log_history[0]["packing/shared_fraction"] > 0
+
+
+def test_collators_of_others_pad_on_the_right(tmp_path):
+    run = trainer(True, tmp_path)
+    padded = {
+        "input_ids": torch.tensor([[0, 4, 5], [4, 5, 6]]),
+        "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+        "completion_mask": torch.tensor([[0, 0, 1], [0, 1, 1]]),
+    }
+    run.data_collator.inner = lambda _: padded
+    with pytest.raises(ValueError, match="data_collator: expected padding on the right only"):
+        run.data_collator([])
+    padded["attention_mask"][0, 0] = 1
+    padded["completion_mask"][1, 2] = 0
+    with pytest.raises(ValueError, match="data_collator: expected completions up to the end"):
+        run.data_collator([])
+    del padded["completion_mask"]
+    with pytest.raises(ValueError, match="expected a batch with the tensor 'completion_mask'"):
+        run.data_collator([])
+
+
+def test_logits_for_metrics_are_of_the_padded_batch(tmp_path):
+    seen = []
+
+    def note(prediction) -> dict:
+        seen.append(prediction.predictions.shape)
+        return {"seen": 1.0}
+
+    run = trainer(True, tmp_path, compute_metrics=note, eval_dataset=preference_data(3))
+    with pytest.warns(FutureWarning, match="return_outputs"):
+        assert run.evaluate()["eval_seen"] == 1
+    length = run.data_collator(list(run.eval_dataset))["input_ids"].shape[1]
+    assert seen == [(6, length, 44)]
+
+
+def test_a_model_by_name(tmp_path):
+    tiny_model("llama").float().save_pretrained(tmp_path / "model")
+    run = PrefixSharedDPOTrainer(
+        str(tmp_path / "model"),
+        args=PrefixSharedDPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to=[]),
+        train_dataset=preference_data(),
+        processing_class=tokenizer(),
+    )
+    for model in (run.model, run.ref_model):
+        assert model.config._attn_implementation == "ridgeline"
+    assert logps(run, list(run.train_dataset)[:2]).shape == (2, 2)
 
 
 def test_resumes(tmp_path):
