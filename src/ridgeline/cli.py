@@ -126,7 +126,7 @@ def bench_dpo(
     pairs: Annotated[int, typer.Option(help="Preference pairs of a step.")] = 8,
     tokens: Annotated[
         int, typer.Option(help="Of a step without sharing; lengths are scaled down to it.")
-    ] = 800,
+    ] = 960,
     spread: Annotated[float, typer.Option(help="Deviation of the lengths' logarithms.")] = 0.5,
     hidden: Annotated[int, typer.Option(help="Width of the model.", min=1)] = 768,
     intermediate: Annotated[int, typer.Option(help="Width of the MLP.", min=1)] = 2048,

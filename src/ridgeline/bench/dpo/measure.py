@@ -35,7 +35,7 @@ class DpoOptions:
 
     profiles: tuple[Profile, ...] = tuple(PROFILES.values())
     pairs: int = 8
-    tokens: int = 800
+    tokens: int = 960
     spread: float = 0.5
     model: ModelShape = field(default_factory=ModelShape)
     reps: int = 3

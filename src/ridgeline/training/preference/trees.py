@@ -176,7 +176,7 @@ def ids(name: str, x: Ids) -> Tensor:
     """
     if isinstance(x, (list, tuple)):
         for i, token in enumerate(x):
-            if type(token) is not int and (isinstance(token, bool) or _no_integer(token)):
+            if type(token) is not int and not _is_integer(token):  # the first is much faster
                 got = type(token).__name__
                 raise TypeError(f"{name}[{i}]: expected a token id, an int, got {got}")
         found = torch.tensor(x, dtype=torch.int64)
@@ -197,8 +197,8 @@ def ids(name: str, x: Ids) -> Tensor:
     return found
 
 
-def _no_integer(token: object) -> bool:
-    return not isinstance(token, Integral)
+def _is_integer(token: object) -> bool:
+    return isinstance(token, Integral) and not isinstance(token, bool)
 
 
 def _shared_prompt(prompt: Tensor, responses: Sequence[Tensor]) -> Tree:
