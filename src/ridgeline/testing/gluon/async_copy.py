@@ -8,13 +8,14 @@ from collections import deque
 from typing import Any
 
 from ridgeline.testing.gluon import dtypes
+from ridgeline.testing.gluon.allocation import Access
 from ridgeline.testing.gluon.barrier import barrier_of
 from ridgeline.testing.gluon.errors import BarrierError, LayoutError
 from ridgeline.testing.gluon.memory import Points, gather, lanes, resolve
 from ridgeline.testing.gluon.scheduler import Once, current, machine
-from ridgeline.testing.gluon.shared import Access, View
 from ridgeline.testing.gluon.sites import site
 from ridgeline.testing.gluon.tensor import as_constant, as_tensor, layout_of, unwrap
+from ridgeline.testing.gluon.view import View
 
 _THREADS_PER_WARP = 32
 

@@ -5,10 +5,10 @@ from typing import Any
 from ridgeline.testing.gluon.errors import BarrierError, LayoutError, RaceError
 from ridgeline.testing.gluon.memory import synchronise_lanes
 from ridgeline.testing.gluon.scheduler import Clock, current, join, machine
-from ridgeline.testing.gluon.shared import View
 from ridgeline.testing.gluon.sites import Site, site
 from ridgeline.testing.gluon.tensor import as_constant, unwrap
 from ridgeline.testing.gluon.versions import gl
+from ridgeline.testing.gluon.view import View
 
 _LARGEST_COUNT = (1 << 20) - 1
 

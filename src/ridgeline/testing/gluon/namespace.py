@@ -7,6 +7,7 @@ from typing import Any
 
 from ridgeline.testing.gluon import (
     access,
+    arithmetic,
     async_copy,
     barrier,
     language,
@@ -20,6 +21,7 @@ from ridgeline.testing.gluon.asm import inline_asm_elementwise
 from ridgeline.testing.gluon.errors import UnsupportedError
 from ridgeline.testing.gluon.tensor import Pointer, Tensor, unwrap
 from ridgeline.testing.gluon.versions import gl
+from ridgeline.testing.gluon.view import View
 
 
 class Namespace:
@@ -77,7 +79,7 @@ _MODULES = [
     (versions.ampere.mbarrier, barrier.FUNCTIONS),
     (versions.hopper.async_copy, async_copy.FUNCTIONS),
 ]
-_exchanged: dict[int, Any] = {id(versions.triton.cdiv): language.cdiv}
+_exchanged: dict[int, Any] = {id(versions.triton.cdiv): arithmetic.cdiv}
 for _module, _members in _MODULES:
     _exchanged[id(_module)] = Namespace(_module, _members)
     for _name, _member in _members.items():
@@ -108,8 +110,8 @@ def _either(python: Callable, ours: Callable) -> Callable:
 
 _BUILTINS = vars(builtins) | {
     "range": language.run_range,
-    "min": _either(min, language.minimum),
-    "max": _either(max, language.maximum),
+    "min": _either(min, arithmetic.minimum),
+    "max": _either(max, arithmetic.maximum),
 }
 
 
@@ -199,7 +201,7 @@ def _kind(annotation: Any) -> Any:
     if annotation is gl.tensor:
         return Tensor | Pointer
     if annotation is gl.shared_memory_descriptor:
-        return shared.View
+        return View
     if annotation is versions.hopper.tma.tensor_descriptor:
         return tma.Descriptor
     if versions.is_aggregate(annotation):
@@ -217,7 +219,7 @@ def _aggregate(real: Any) -> type:
         if name not in kinds:
             kinds[name] = _kind(fields[name])
         value = unwrap(value)
-        if fields[name] is gl.constexpr and isinstance(value, Tensor | Pointer | shared.View):
+        if fields[name] is gl.constexpr and isinstance(value, Tensor | Pointer | View):
             raise TypeError(f"{real.__name__}.{name}: expected a constexpr, got {value!r}")
         if kinds[name] is not None and not isinstance(value, kinds[name]):
             raise TypeError(f"{real.__name__}.{name}: expected {fields[name]}, got {value!r}")

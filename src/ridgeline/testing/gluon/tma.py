@@ -18,10 +18,10 @@ from ridgeline.testing.gluon.barrier import barrier_of
 from ridgeline.testing.gluon.errors import LayoutError, OutOfBoundsError
 from ridgeline.testing.gluon.memory import Box, Buffer
 from ridgeline.testing.gluon.scheduler import Once, current, machine
-from ridgeline.testing.gluon.shared import View
 from ridgeline.testing.gluon.sites import site
 from ridgeline.testing.gluon.tensor import Tensor, as_constant, as_shape, unwrap
 from ridgeline.testing.gluon.versions import gl
+from ridgeline.testing.gluon.view import View
 
 _PADDING = {"zero": 0.0, "nan": float("nan")}
 

@@ -10,10 +10,10 @@ import torch
 from ridgeline.testing.gluon import dtypes, layouts
 from ridgeline.testing.gluon.errors import InFlightError, LayoutError
 from ridgeline.testing.gluon.scheduler import Once, current, machine
-from ridgeline.testing.gluon.shared import View
 from ridgeline.testing.gluon.sites import site
 from ridgeline.testing.gluon.tensor import Tensor, as_constant, unwrap
 from ridgeline.testing.gluon.versions import gl
+from ridgeline.testing.gluon.view import View
 
 _K_BITS = 256  # of one instruction
 
