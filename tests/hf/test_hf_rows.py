@@ -99,6 +99,16 @@ def test_a_chunk_behind_cached_tokens(model, kind: str) -> None:
     check(got.logits, want)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_a_window_of_one_token(packed: bool) -> None:
+    """Where a token sees itself alone, no neighbour tells what a document is."""
+    model, ids = tiny("mistral"), tokens(1, LENGTH)
+    model.config.sliding_window = 1
+    kwargs = {"position_ids": HALVES} if packed else {}
+    got = model(ids, use_cache=False, **kwargs).logits
+    check(got, exactly(model, ids, use_cache=False, **kwargs))
+
+
 def test_gradients(model) -> None:
     """Of every parameter, through padding, documents and windows."""
     ids, mask = tokens(BATCH, LENGTH), PADDED["both"]

@@ -33,6 +33,7 @@ def row_mask(
     kv_offset: int = 0,
     mask_function: Callable = causal_mask_function,
     attention_mask: Tensor | None = None,
+    local_size: int | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     config: PreTrainedConfig | None = None,
@@ -46,6 +47,7 @@ def row_mask(
         mask_function: transformers' rule for one query and key. It is asked about neighbours only.
         attention_mask: ``[B, n]`` bool of the whole sequence, False for padding; keys past n are
             the free end of a static cache.
+        local_size: keys that a query sees, itself included, where the mask has a window.
         use_vmap: set by transformers where a model brings a rule of its own.
         device: of the result.
         config: of the model.
@@ -60,7 +62,10 @@ def row_mask(
             "attn_implementation='ridgeline': expected a causal mask, got a model that combines it "
             "with a mask function of its own; use 'sdpa' or 'eager'"
         )
-    if mask_function is not causal_mask_function and q_length > 1:
+    # In a window of one token, or the 0 of a model that has windows but uses none, neighbours do
+    # not see each other; there the positions alone tell what is a document.
+    neighbours = q_length > 1 and (local_size is None or local_size > 1)
+    if mask_function is not causal_mask_function and neighbours:
         documents = _documents(mask_function, batch_size, q_length, q_offset, device)
         if documents is not None:
             # transformers reads documents from positions where nothing is padded or cached.
