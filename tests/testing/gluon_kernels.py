@@ -30,6 +30,8 @@ FLAT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 FLAT_1 = gl.constexpr(gl.BlockedLayout([2], [32], [1], [0]))
 LINE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 TILE = gl.constexpr(gl.NVMMASharedLayout(128, 16))
+TILE_8 = gl.constexpr(gl.NVMMASharedLayout(64, 8))
+ACC_8 = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 32]))
 ACC = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 
 
@@ -215,6 +217,20 @@ def register_operand(a_ptr, b_ptr, out, WRONG: gl.constexpr):
         acc = warpgroup_mma_wait(0, [acc])  # wait without a
     else:
         acc, a = warpgroup_mma_wait(0, [acc, a])
+    gl.store(out + tile_offsets(), gl.convert_layout(acc, ROWS))
+
+
+@gluon.jit
+def fp8_product(a_ptr, b_ptr, out, WRONG: gl.constexpr):
+    """a @ b.T: both operands lie contiguous along K."""
+    a = gl.allocate_shared_memory(gl.float8e4nv, [N, N], TILE_8)
+    b = gl.allocate_shared_memory(gl.float8e4nv, [N, N], TILE_8)
+    a.store(gl.load(a_ptr + tile_offsets()))
+    b.store(gl.load(b_ptr + tile_offsets()))
+    if WRONG == 0:
+        fence_async_shared()
+    acc = gl.zeros([N, N], gl.float32, ACC_8)
+    acc = warpgroup_mma(a, b.permute((1, 0)), acc)  # multiply fp8
     gl.store(out + tile_offsets(), gl.convert_layout(acc, ROWS))
 
 
@@ -446,6 +462,13 @@ RULES = {
         (2, interp.RaceError, "# overwrite b"),
         (3, interp.InFlightError, "# use"),
     )),
+    "wgmma-fp8": Rule(
+        fp8_product,
+        lambda: (*[tile(seed=s).to(torch.float8_e4m3fn) for s in (1, 2)], torch.zeros(64, 64)),
+        2,
+        lambda a: a[0].double() @ a[1].double().T,
+        ((1, interp.MissingFenceError, "# multiply fp8"),),
+    ),
     "register-operand": Rule(
         register_operand, _products, 2, _matmul, ((1, interp.InFlightError, "# wait without a"),)
     ),

@@ -54,6 +54,7 @@ def test_the_transposed_kernel_has_the_instructions_of_hopper(
         ("store", "UTMASTG"),
         ("reduce", "UTMAREDG"),
         ("wgmma", "HGMMA"),
+        ("wgmma-fp8", "QGMMA"),
         ("register-operand", "HGMMA"),
         ("cp.async-groups", "LDGSTS"),
         ("last-block", "ATOMG"),
