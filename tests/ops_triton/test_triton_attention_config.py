@@ -40,6 +40,8 @@ def test_short_sequences_take_short_tiles() -> None:
     assert fit_rows(config, 3, "forward") == AttentionConfig(16, 64, 4, 2)
     assert fit_rows(config, 100, "forward") == config
     assert fit_rows(config, 17, "dkdv") == AttentionConfig(32, 64, 8, 2)
+    low = AttentionConfig(32, 32, 8, 1)  # by choice: its warps share out columns
+    assert fit_rows(low, 40, "dq") == low
 
 
 def test_a_tiling_is_frozen() -> None:

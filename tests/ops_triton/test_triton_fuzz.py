@@ -60,8 +60,12 @@ def test_prefetch_changes_no_bit(make) -> None:
     assert equal(run(case, "triton-16", prefetch=2), off)
 
 
-@pytest.mark.parametrize("op", ["paged_decode", "tied_decode"])
-def test_the_suite(op) -> None:
-    """A third of it, which is what the interpreter has time for; all of it on a GPU."""
-    for case in cases(op, fp8=True, half=HALF)[:: 3 if INTERPRETED else 1]:
-        assert_matches(case, *run(case, "triton-16"))
+@pytest.mark.parametrize(
+    ("op", "impl", "part"),
+    [("paged_decode", "triton-16", 3), ("tied_decode", "triton-16", 3), ("attention", "triton", 5)],
+)
+def test_the_suite(op, impl: str, part: int) -> None:
+    """The part that the interpreter has time for; all of it on a GPU."""
+    found = cases(op, fp8=True, half=HALF, double=False)
+    for case in found[:: part if INTERPRETED else 1]:
+        assert_matches(case, *run(case, impl))

@@ -16,8 +16,14 @@ PAGED, TIED, MERGE = "paged_decode.triton", "tied_decode.triton", "merge.triton"
 BUGS = [
     Bug("causal-one-too-many", "paged_decode", TILES, "(distance <= 0)", "(distance <= 1)"),
     Bug("causal-dropped", "tied_decode", TILES, "    if CAUSAL:", "    if CAUSAL and WINDOW:"),
-    Bug("causal-top-left", "paged_decode", PAGED, "length - query_len + row //", "row //"),
-    Bug("queries-by-head", "tied_decode", TIED, "query_len + row // GROUP", "query_len + row % 3"),
+    Bug("causal-top-left", "paged_decode", SPLITS, "length - query_len + row //", "row //"),
+    Bug(
+        "queries-by-head",
+        "tied_decode",
+        SPLITS,
+        "length - query_len + row // GROUP",
+        "length - query_len + row % 3",
+    ),
     Bug("window-left-wide", "paged_decode", TILES, "-distance <= win", "-distance - 1 <= win"),
     Bug(
         "window-right-0-is-none", "paged_decode", TILES, "(window_right < 0)", "(window_right < 1)"

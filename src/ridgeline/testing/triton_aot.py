@@ -1,7 +1,9 @@
 """Ahead-of-time compilation of the Triton kernels, and what they take of a GPU, without one.
 
-``python -m ridgeline.testing.triton_aot`` prints the resources of every kernel for representative
-calls and architectures; ``--write PATH`` writes them. Must not run under Triton's interpreter.
+``python -m ridgeline.testing.triton_aot`` prints the resources of every kernel for the calls of
+``triton_aot_decode`` and ``triton_aot_attention``, on the architectures that are given there;
+``--arch 80 90 100`` on these, ``--calls gqa d256`` of the calls whose names have one of these
+words; ``--write PATH`` writes them. Must not run under Triton's interpreter.
 """
 
 import argparse
@@ -10,8 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,9 +25,6 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from ridgeline.ops.common import device
-from ridgeline.ops.merge.triton import merge
-from ridgeline.ops.paged_decode import triton as paged
-from ridgeline.ops.tied_decode import triton as tied
 
 _TYPES = {
     torch.bfloat16: "*bf16",
@@ -43,20 +41,10 @@ _INSTRUCTIONS = {
     "cp.async": r"cp\.async\.c[ag]\.",
     "prefetch": r"prefetch\.global\.L2",
 }
-BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
-EVERYWHERE, HOPPER = (80, 90, 100), (90,)
-# What to compile for which architectures. Arguments: L_q, h_q, h_kv or h_s, dims, dtype of the
-# cache, page size.
-CALLS = {
-    "gqa-32-8-d128": (EVERYWHERE, lambda: _paged(1, 32, 8, 128, BF16, 64, prefetch=2)),
-    "gqa-page-1-window": (HOPPER, lambda: _paged(2, 32, 8, 128, BF16, 1, window=1024)),
-    "mqa-32-d64-fp8": ((80, 90), lambda: _paged(1, 32, 1, 64, FP8, 64, softcap=30.0)),
-    "gta-32-8-d128": (EVERYWHERE, lambda: _tied(1, 32, 8, (64, 64, 128), BF16, 64)),
-    "mla-16": (HOPPER, lambda: _tied(1, 16, 1, (512, 64, 512), BF16, 64, prefetch=1)),
-    "mla-128": ((90, 100), lambda: _tied(1, 128, 1, (512, 64, 512), BF16, 64)),
-    "gla-2-of-128-fp8": (HOPPER, lambda: _tied(1, 128, 2, (256, 64, 256), FP8, 1)),
-    "merge-d128": (EVERYWHERE, lambda: _merge(128)),
-}
+# Light kernels: compiled for the first call of an architecture that has them.
+ONCE = ("combine_kernel", "delta_kernel", "ends_kernel", "lists_kernel")
+# Architectures that a call is compiled for in the tests, and the call.
+Calls = dict[str, tuple[tuple[int, ...], Callable[[], None]]]
 
 
 @dataclass(frozen=True)
@@ -133,85 +121,36 @@ def resources(binary: Any) -> Resources:
     return Resources(registers, stack, binary.metadata.shared, binary.metadata.num_warps, found)
 
 
-def report(name: str, arch: int) -> dict[str, Resources]:
-    """The resources of every kernel that a call of ``CALLS`` launches."""
-    return {
-        f"{name}/{launch.kernel.__name__}/sm_{arch}": resources(compiled(launch, arch))
-        for launch in recorded(CALLS[name][1], arch)
-    }
+def every_call() -> Calls:
+    """By name."""
+    from ridgeline.testing import triton_aot_attention, triton_aot_decode
+
+    return triton_aot_decode.CALLS | triton_aot_attention.CALLS
 
 
-def reports(processes: int = 1) -> dict[str, Resources]:
-    """Of all calls and architectures; kernels that two calls share are compiled once a process."""
-    pairs = [(name, arch) for name, (archs, _) in CALLS.items() for arch in archs]
-    if processes == 1:
-        found = [report(*pair) for pair in pairs]
-    else:
-        with ProcessPoolExecutor(processes) as pool:
-            found = list(pool.map(report, *zip(*pairs, strict=True)))
-    return {key: value for part in found for key, value in part.items()}
+def report(call: Callable[[], Any], arch: int, known: set[tuple[str, int]]) -> dict[str, Resources]:
+    """The resources of every kernel that a call launches, by the kernel's name.
 
-
-def _table(page_size: int, lengths: int = 4, tokens: int = 8192) -> tuple[Tensor, Tensor]:
-    table = torch.zeros(lengths, tokens // page_size, dtype=torch.int32)
-    return table, torch.zeros(lengths, dtype=torch.int32)
-
-
-def _merge(dim: int) -> None:
-    merge(torch.zeros(4, 8, dim, dtype=BF16), torch.zeros(4, 8))
-
-
-def _paged(
-    query_len: int,
-    heads: int,
-    kv_heads: int,
-    dim: int,
-    cache_dtype: torch.dtype,
-    page_size: int,
-    *,
-    window: int = -1,
-    softcap: float = 0.0,
-    prefetch: int = 0,
-) -> None:
-    table, lengths = _table(page_size)
-    q = torch.empty(lengths.shape[0], query_len, heads, dim, dtype=BF16)
-    cache = torch.empty(4, page_size, kv_heads, dim, dtype=cache_dtype)
-    scale = torch.ones(kv_heads) if cache_dtype == FP8 else None
-    config = replace(paged.config_for(q, cache, dim, scale, scale), prefetch=prefetch)
-    options = (dim**-0.5, True, window, -1, softcap, scale, scale, 4 if softcap else 0)
-    out, lse = torch.empty_like(q), torch.empty(q.shape[:3])
-    paged.paged_decode(q, cache, cache, table, lengths, *options, out, lse, config=config)
-
-
-def _tied(
-    query_len: int,
-    heads: int,
-    state_heads: int,
-    dims: tuple[int, int, int],
-    cache_dtype: torch.dtype,
-    page_size: int,
-    *,
-    prefetch: int = 0,
-) -> None:
-    nope, rope, state = dims
-    table, lengths = _table(page_size)
-    q = torch.empty(lengths.shape[0], query_len, heads, nope + rope, dtype=BF16)
-    q_nope, q_rope = q[..., :nope], q[..., nope:]
-    cache = torch.empty(4, page_size, state_heads, state, dtype=cache_dtype)
-    rope_cache = torch.empty(4, page_size, rope, dtype=BF16)
-    scale = torch.ones(4, page_size, state_heads, state // 128) if cache_dtype == FP8 else None
-    config = replace(tied.config_for(q_nope, q_rope, cache, scale), prefetch=prefetch)
-    out, lse = torch.empty(*q.shape[:3], state, dtype=BF16), torch.empty(q.shape[:3])
-    inputs = (q_nope, q_rope, cache, rope_cache, table, lengths)
-    tied.tied_decode(*inputs, 192**-0.5, True, scale, 0, out, lse, config=config)
+    Without kernels of ``ONCE`` that are ``known`` for the architecture; new ones become so.
+    """
+    launches = {x.kernel.__name__: x for x in recorded(call, arch)}
+    launches = {name: x for name, x in launches.items() if (name, arch) not in known}
+    known |= {(name, arch) for name in launches if name in ONCE}
+    return {name: resources(compiled(launch, arch)) for name, launch in launches.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, help="JSON file to write")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--arch", type=int, nargs="*", help="in place of those of each call")
+    parser.add_argument("--calls", nargs="*", default=[""], help="words of their names")
     options = parser.parse_args()
-    found = {key: asdict(value) for key, value in reports(options.processes).items()}
+    found, known = {}, set()
+    for name, (archs, call) in every_call().items():
+        for arch in options.arch or archs:
+            if any(word in name for word in options.calls):
+                for kernel, taken in report(call, arch, known).items():
+                    found[f"{name}/{kernel}/sm_{arch}"] = asdict(taken)
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in found.items()]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     if options.write:

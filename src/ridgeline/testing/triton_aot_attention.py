@@ -1,28 +1,28 @@
-"""As ``triton_aot``, of ``attention``: its kernels compiled ahead of time, and what they take.
-
-``python -m ridgeline.testing.triton_aot_attention`` prints the resources of every kernel for
-representative calls and architectures; ``--write PATH`` writes them. Must not run under Triton's
-interpreter.
-"""
-
-import argparse
-import json
-from dataclasses import asdict
-from pathlib import Path
+"""The calls of ``attention`` that are compiled ahead of time."""
 
 import torch
 
 from ridgeline.ops.attention.triton import backward, forward
-from ridgeline.testing.triton_aot import Resources, compiled, recorded, resources
+from ridgeline.testing.triton_aot import Calls
 
-ARCHS = (80, 90, 100)
-BF16, F16 = torch.bfloat16, torch.float16
-CALLS = {
-    "mha-16-d128-causal": lambda: call(16, 16, 128, 128, BF16),
-    "gqa-32-8-d64-tree-packed": lambda: call(32, 8, 64, 64, BF16, tree=True, packed=True),
-    "mqa-4-d32-v80-window-softcap": lambda: call(
-        4, 1, 32, 80, F16, causal=False, window=1024, softcap=30.0
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+# Each kernel for each architecture, and each kind of product, once at least.
+CALLS: Calls = {
+    "mha-16-d128-causal": ((90, 100), lambda: call(16, 16, 128, 128, BF16)),
+    "gqa-32-8-d64-tree-packed": (
+        (90,),
+        lambda: call(32, 8, 64, 64, BF16, tree=True, packed=True),
     ),
+    "gqa-8-2-d64-tree-forward": (
+        (80, 100),
+        lambda: call(8, 2, 64, 64, BF16, tree=True, gradients=False),
+    ),
+    "mqa-4-d32-v80-window-softcap": (
+        (80,),
+        lambda: call(4, 1, 32, 80, F16, causal=False, window=1024, softcap=30.0),
+    ),
+    "mha-8-d256-causal": ((90,), lambda: call(8, 8, 256, 256, BF16)),
+    "mha-8-d64-float32": ((80,), lambda: call(8, 8, 64, 64, F32, causal=False)),
 }
 
 
@@ -54,32 +54,3 @@ def call(
         upstream = (out, lse, q, k, v, out, lse)
         filled = (torch.empty_like(x) for x in (q, k, v))
         backward.backward(*upstream, *layout, *options, *filled)
-
-
-def report(name: str, arch: int) -> dict[str, Resources]:
-    """The resources of every kernel that a call of ``CALLS`` launches."""
-    return {
-        f"{name}/{launch.kernel.__name__}/sm_{arch}": resources(compiled(launch, arch))
-        for launch in recorded(CALLS[name], arch)
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", type=Path, help="JSON file to write")
-    parser.add_argument("--arch", type=int, nargs="*", default=ARCHS)
-    options = parser.parse_args()
-    found = {}
-    for name in CALLS:
-        for arch in options.arch:
-            found |= {key: asdict(value) for key, value in report(name, arch).items()}
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in found.items()]
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
-    if options.write:
-        options.write.write_text(text)
-    else:
-        print(text, end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -83,7 +83,8 @@ def _types_are_made_once() -> None:
         return core.tuple([core.constexpr(n) for n in shape]), core.constexpr(prod(shape))
 
     @cache
-    def block_shape(shape: tuple[int, ...]) -> tuple[Any, int]:
+    def block_shape(shape: tuple[Any, ...]) -> tuple[Any, int]:
+        shape = core._unwrap_shape(shape)
         return core.tuple(shape), core.validate_block_shape(shape)
 
     def make_tensor(self: Any, handle: Any, type: Any) -> None:
@@ -92,7 +93,7 @@ def _types_are_made_once() -> None:
 
     def make_block(self: Any, element_ty: Any, shape: Any) -> None:
         self.element_ty = element_ty
-        self.shape, self.numel = block_shape(tuple(core._unwrap_shape(shape)))
+        self.shape, self.numel = block_shape(tuple(shape))
 
     interpreter._get_np_dtype = get_np_dtype
     core.tensor.__init__ = make_tensor

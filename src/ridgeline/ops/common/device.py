@@ -160,7 +160,7 @@ def decode_config(
     if itemsize == 4 and accumulated > 128:
         most = 16
     block_m = min(most, max(16, next_power_of_2(rows)))
-    num_warps = 8 if block_m * accumulated > 64 * 128 else 4
+    num_warps = 8 if block_m == 64 or block_m * accumulated > 64 * 128 else 4
     limit = _SHARED_BYTES[max(known for known in _SHARED_BYTES if known <= arch)]
     fixed = block_m * loaded * max(itemsize, 2) * 5 // 4  # queries and probabilities
     if arch >= 100 and block_m == 64:
@@ -174,6 +174,9 @@ def decode_config(
         block_n //= 2
     # Scales of elements are applied in float32, in registers beside the accumulators.
     while scales and block_n > 16 and (block_m + block_n) * accumulated > 80 * 32 * num_warps:
+        block_n //= 2
+    # Without asynchronous products every warp converts an FP8 operand whole, in its registers.
+    while itemsize == 1 and arch < 90 and block_n > 16 and block_n * loaded > 64 * 128:
         block_n //= 2
     # The block table is loaded as far ahead of a tile as the tile of its use.
     return DecodeConfig(block_m, block_n, num_warps, 2 * buffers + 1)

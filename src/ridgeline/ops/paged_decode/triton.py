@@ -20,7 +20,7 @@ from ridgeline.ops.common.triton import (
     tile_range,
     visible,
 )
-from ridgeline.ops.common.triton_splits import Splits, first_work, next_work
+from ridgeline.ops.common.triton_splits import Splits, first_work, item_rows, next_work
 
 
 @triton.jit
@@ -121,10 +121,7 @@ def paged_decode_kernel(
             BALANCED,
             BLOCK_N,
         )
-        head = (item // ROW_BLOCKS).to(tl.int64)
-        row = item % ROW_BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
-        real = row < query_len * GROUP
-        position = length - query_len + row // GROUP
+        head, row, real, position = item_rows(item, length, query_len, GROUP, ROW_BLOCKS, BLOCK_M)
         q_rows = q + b.to(tl.int64) * stride_qb + (row // GROUP).to(tl.int64) * stride_ql
         q_rows += (head * GROUP + row % GROUP) * stride_qh
         # [BLOCK_M, K0], [BLOCK_M, K1]

@@ -18,7 +18,7 @@ from ridgeline.ops.common.triton import (
     store_item,
     visible,
 )
-from ridgeline.ops.common.triton_splits import Splits, first_work, next_work
+from ridgeline.ops.common.triton_splits import Splits, first_work, item_rows, next_work
 
 
 @triton.jit
@@ -113,10 +113,7 @@ def tied_decode_kernel(
             BALANCED,
             BLOCK_N,
         )
-        head = (item // ROW_BLOCKS).to(tl.int64)
-        row = item % ROW_BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
-        real = row < query_len * GROUP
-        position = length - query_len + row // GROUP
+        head, row, real, position = item_rows(item, length, query_len, GROUP, ROW_BLOCKS, BLOCK_M)
         q_head, q_token = head * GROUP + row % GROUP, (row // GROUP).to(tl.int64)
         n_rows = q_nope + b.to(tl.int64) * stride_nb + q_token * stride_nl + q_head * stride_nh
         r_rows = q_rope + b.to(tl.int64) * stride_rb + q_token * stride_rl + q_head * stride_rh

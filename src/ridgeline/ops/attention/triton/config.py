@@ -43,8 +43,10 @@ def config_for(q: Tensor, k: Tensor, v: Tensor, kernel: Pass) -> AttentionConfig
 
 
 def fit_rows(config: AttentionConfig, rows: int, kernel: Pass) -> AttentionConfig:
-    """A tile no taller than the ``rows`` there can be, and no warp without 16 rows of its own."""
-    block_m = min(config.block_m, max(16, device.next_power_of_2(rows)))
+    """A tile no taller than the ``rows`` there can be, and then no warp without 16 rows."""
+    block_m = max(16, device.next_power_of_2(rows))
+    if block_m >= config.block_m:
+        return config
     if kernel == "dkdv":  # warps share out the keys
         return replace(config, block_m=block_m)
     return replace(config, block_m=block_m, num_warps=min(config.num_warps, max(4, block_m // 16)))
@@ -66,32 +68,34 @@ def tiling(arch: int, dim: int, value_dim: int, dtype: str, kernel: Pass) -> Att
     width = max(sum(device.pieces(dim)), sum(device.pieces(value_dim)))
     if dtype == "float32":
         # Without tensor cores: operands of the products live in registers, so tiles stay small.
-        return AttentionConfig(32, 32 if width <= 64 else 16, 4 if width <= 64 else 8, 1)
+        block_m = 16 if kernel != "dkdv" and width > 64 else 32
+        return AttentionConfig(block_m, 32 if width <= 64 else 16, 8, 1)
     roomy = arch in (80, 90) or 100 <= arch < 120  # data-centre parts
     large = 90 <= arch < 120  # and with asynchronous tensor cores
     match kernel:
         case "forward" if width <= 64:
-            # Scores of 128 x 128 are 64 registers a thread in eight warps.
-            return AttentionConfig(128, 128 if arch == 90 else 64, 8 if large else 4, 3)
+            # Scores of 128 x 128 are 64 registers a thread in eight warps; a third stage spills.
+            return AttentionConfig(128, 128 if arch == 90 else 64, 8, 2 if arch == 90 else 3)
         case "forward" if width <= 128:
             # From tensor memory, accumulators pass through registers: fewer keys there.
             return AttentionConfig(128, 128 if arch == 90 else 64, 8, 2)
         case "forward":
-            # Q takes 64 KiB, a stage of K and V another 64 with 64 keys.
-            return AttentionConfig(128 if roomy else 64, 64 if large else 32, 8, 2)
+            # 64 registers a thread of accumulators; Q takes 32 KiB, a stage of 64 keys 64.
+            return AttentionConfig(64, 64 if large else 32, 8, 2)
         case "dkdv" if width <= 64:
-            return AttentionConfig(64, 128 if large else 64, 8 if large else 4, 2)
+            return AttentionConfig(64 if large else 32, 128 if large else 64, 8, 2)
         case "dkdv" if width <= 128:
             # dK and dV of 128 keys are 128 KiB of registers, half of all there are.
             return AttentionConfig(64 if roomy else 32, 128 if large else 64, 8, 2)
         case "dkdv":
-            return AttentionConfig(32, 64 if large else 32, 8, 1)
+            # 64 keys would be half of the registers, and spill as many again.
+            return AttentionConfig(32, 32, 8, 1)
         case "dq" if width <= 64:
             return AttentionConfig(128, 64, 8, 2)
         case "dq" if width <= 128:
             return AttentionConfig(128 if large else 64, 64 if roomy else 32, 8, 2)
         case "dq":
-            return AttentionConfig(64, 32, 8, 1)
+            return AttentionConfig(32, 32, 8, 1)
     raise ValueError(f"kernel: expected forward, dkdv or dq, got {kernel!r}")
 
 
