@@ -44,7 +44,7 @@ class _Launch:
 
     def __init__(self, owner: Machine, kernel: Any, grid: tuple, num_warps: int) -> None:
         self.owner, self.kernel, self.grid, self.num_warps = owner, kernel, grid, num_warps
-        self.memory, self.blocks = GlobalMemory(), []
+        self.memory, self.shared_bytes = GlobalMemory(), 0
         self.waiting: list[tuple] = [
             (x, y, z) for x in range(grid[0]) for y in range(grid[1]) for z in range(grid[2])
         ]
@@ -54,7 +54,6 @@ class _Launch:
         if not self.waiting:
             return
         block = _Block(self.waiting.pop(), self.grid, self.memory, asm_hooks)
-        self.blocks.append(block)
         name = self.kernel.fn.__name__
         Partition(self.owner, block, (name,), call, self.num_warps)
 
@@ -70,10 +69,15 @@ class _Launch:
                 message = f"the partition ends without a wait for the {what} of {pending[0].site}"
                 self.owner.report(InFlightError, message)
         if partition.parent is None:
-            for barrier in partition.block.barriers.values():
-                if barrier.copies:
-                    message = f"the block ends with the copy of {barrier.copies[0]} in flight"
-                    self.owner.report(InFlightError, message)
+            self._end_block(partition.block)
+
+    def _end_block(self, block: _Block) -> None:
+        for barrier in block.barriers.values():
+            if barrier.copies:
+                message = f"the block ends with the copy of {barrier.copies[0]} in flight"
+                self.owner.report(InFlightError, message)
+        self.shared_bytes = max(self.shared_bytes, block.shared_bytes)
+        block.allocations.clear()
 
 
 def run(
@@ -125,8 +129,8 @@ def run(
 
     owner.at_end = at_end
     owner.run(start)
-    shared_bytes = max((block.shared_bytes for block in launch.blocks), default=0)
-    return Report(tuple(owner.findings), owner.steps, len(owner.partitions), shared_bytes)
+    findings, partitions = tuple(owner.findings), len(owner.partitions)
+    return Report(findings, owner.steps, partitions, launch.shared_bytes)
 
 
 def _bound(

@@ -73,6 +73,8 @@ _MODULES = [
     (versions.tl, _LANGUAGE),
     (versions.tl_standard, _LANGUAGE),
     (versions.tl.math, _LANGUAGE),
+    (versions.nvidia, {}),
+    (versions.ampere, {}),
     (versions.hopper, _HOPPER),
     (versions.hopper.tma, tma.FUNCTIONS),
     (versions.hopper.mbarrier, barrier.FUNCTIONS),
@@ -85,11 +87,6 @@ for _module, _members in _MODULES:
     for _name, _member in _members.items():
         if hasattr(_module, _name):
             _exchanged.setdefault(id(getattr(_module, _name)), _member)
-for _builtin in ("range", "min", "max", "tuple"):
-    _exchanged.pop(id(getattr(builtins, _builtin)), None)
-_GLUON_MODULES = (versions.nvidia, versions.hopper, versions.ampere)
-for _module in _GLUON_MODULES:
-    _exchanged.setdefault(id(_module), Namespace(_module, {}))
 
 
 def register(builtin: Any, function: Callable) -> None:
@@ -176,24 +173,24 @@ def emulated(value: Any) -> Any:
     elif isinstance(value, ModuleType):
         found = _Proxy(value)
     elif isinstance(value, versions.ConstexprFunction):
-        found = _constant(value)
+        found = _Constant(value)
     else:
         return value
     _functions[key] = value, found
     return found
 
 
-def _constant(function: Any) -> Callable:
+class _Constant:
     """A function that runs at compile time; may be a method."""
 
-    class Constant:
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            return unwrap(function.fn(*map(unwrap, args), **kwargs))
+    def __init__(self, function: Any) -> None:
+        self.function = function
 
-        def __get__(self, obj: Any, owner: Any = None) -> Any:
-            return self if obj is None else MethodType(self, obj)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return unwrap(self.function.fn(*map(unwrap, args), **kwargs))
 
-    return Constant()
+    def __get__(self, obj: Any, owner: Any = None) -> Any:
+        return self if obj is None else MethodType(self, obj)
 
 
 def _kind(annotation: Any) -> Any:
@@ -228,15 +225,5 @@ def _aggregate(real: Any) -> type:
     body: dict[str, Any] = {"__setattr__": set_field}
     for name, member in members.items():
         plain = isinstance(member, FunctionType)
-        body[name] = _Method(Function(member)) if plain else emulated(member)
+        body[name] = Function(member) if plain else emulated(member)
     return type(real.__name__, (), body)
-
-
-class _Method:
-    """A Python function of an aggregate, ``__init__`` among them."""
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
-
-    def __get__(self, obj: Any, owner: Any = None) -> Any:
-        return self.function if obj is None else MethodType(self.function, obj)

@@ -90,6 +90,7 @@ class Partition:
         self._gate = threading.Lock()
         self._gate.acquire()
         owner.partitions.append(self)
+        owner.live.append(self)
         self.thread = threading.Thread(target=self._main, args=(owner,), daemon=True)
         self.thread.start()
 
@@ -119,6 +120,7 @@ class Partition:
         except BaseException as error:
             owner.fail(error)
         self.done = True
+        owner.live.remove(self)
         owner.dispatch(self)
 
 
@@ -129,6 +131,7 @@ class Machine:
         self.random = random.Random(seed)
         self.collect, self.max_steps = collect, max_steps
         self.partitions: list[Partition] = []
+        self.live: list[Partition] = []  # those not done
         self.events: list[Event] = []
         self.steps, self.failure = 0, None
         self.findings: dict[tuple[type, str], int] = {}
@@ -178,7 +181,7 @@ class Machine:
                 break
             chosen = self._choose()
             if chosen is None:
-                if any(not p.done for p in self.partitions):
+                if self.live:
                     self.fail(DeadlockError(f"every partition waits:\n{self._waiting()}"))
                 break
             if isinstance(chosen, Event):
@@ -196,14 +199,14 @@ class Machine:
             return
         if not self._over:
             self._over = True
-            for partition in self.partitions:
-                if partition is not me and not partition.done:
+            for partition in list(self.live):  # each leaves the list when it wakes
+                if partition is not me:
                     partition.resume()
             self._finished.release()
 
     def _choose(self) -> Partition | Event | None:
         ready: list[Partition | Event] = [
-            p for p in self.partitions if not p.done and (p.blocked_on is None or p.blocked_on())
+            p for p in self.live if p.blocked_on is None or p.blocked_on()
         ]
         ready += self.events
         if len(ready) <= 1:
@@ -218,8 +221,7 @@ class Machine:
     def _waiting(self) -> str:
         return "\n".join(
             f"  {p.name}: at {p.site} for {p.waits_for() if p.waits_for else 'its turn'}"
-            for p in self.partitions
-            if not p.done
+            for p in self.live
         )
 
     def run(self, start: Callable[[], None]) -> None:
