@@ -179,7 +179,7 @@ def arguments() -> tuple:
 
 @pytest.mark.parametrize("kernel", REFUSED + REFUSED_HERE, ids=lambda k: k.fn.__name__)
 def test_it_is_refused(kernel: object) -> None:
-    with pytest.raises(interp.LayoutError):
+    with pytest.raises(interp.LayoutError, match=r"test_gluon_layouts\.py:\d+ in "):
         interp.run(kernel, (1,), *arguments())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ridgeline.testing.gluon.errors import DeadlockError, GluonError
-from ridgeline.testing.gluon.sites import Site, site
+from ridgeline.testing.gluon.sites import Site, locate, site
 
 Clock = dict[Hashable, float]
 _running: list["Machine"] = []
@@ -118,6 +118,8 @@ class Partition:
         except _AbortError:
             pass
         except BaseException as error:
+            if isinstance(error, GluonError):
+                locate(error)
             owner.fail(error)
         self.done = True
         owner.live.remove(self)

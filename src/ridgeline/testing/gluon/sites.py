@@ -2,13 +2,16 @@
 
 import linecache
 import sys
+import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import NamedTuple
 
+from ridgeline.testing.gluon.errors import GluonError
+
 _PACKAGE = str(Path(__file__).parent) + "/"
-_internal: dict[CodeType, bool] = {}
 
 
 class Site(NamedTuple):
@@ -25,17 +28,16 @@ class Site(NamedTuple):
         return f"{name}:{self.line} in {self.code.co_name}: `{text[:100]}`"
 
 
+@cache
+def _is_internal(filename: str) -> bool:
+    return filename.startswith(_PACKAGE) or filename == threading.__file__
+
+
 def kernel_frames() -> Iterator[FrameType]:
     """Frames of kernel code, innermost first."""
     frame = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        internal = _internal.get(code)
-        if internal is None:
-            name = code.co_filename
-            internal = name.startswith(_PACKAGE) or name == threading_file
-            _internal[code] = internal
-        if not internal:
+        if not _is_internal(frame.f_code.co_filename):
             yield frame
         frame = frame.f_back
 
@@ -45,4 +47,12 @@ def site() -> Site:
     return Site(None, 0) if frame is None else Site(frame.f_code, frame.f_lineno)
 
 
-threading_file = sys.modules["threading"].__file__
+def locate(error: GluonError) -> None:
+    """Adds the kernel's line to a report that names none."""
+    found, step = None, error.__traceback__
+    while step is not None:
+        if not _is_internal(step.tb_frame.f_code.co_filename):
+            found = Site(step.tb_frame.f_code, step.tb_lineno)
+        step = step.tb_next
+    if found is not None and ".py:" not in str(error):
+        error.args = (f"{error}, at {found}",)
