@@ -4,6 +4,7 @@ import pytest
 import torch
 from hf_cases import tiny, tokens
 from torch import Tensor
+from transformers import StaticCache
 
 from ridgeline import subtree_end
 
@@ -50,3 +51,18 @@ def test_documents_and_lost_trees(models) -> None:
     torch.testing.assert_close(logits(compiled, halves), logits(model, halves), atol=0, rtol=0)
     with pytest.raises(RuntimeError, match=r"^position_ids: .*subtree_end"):
         logits(compiled, POSITIONS)
+
+
+def test_steps_over_a_static_cache(models) -> None:
+    """The graph reads the length that the cache holds, of rows with padding on their left."""
+    mask = torch.ones(2, LENGTH, dtype=torch.int64)
+    mask[0, :2] = 0
+    logits = []
+    for call in models:
+        cache = StaticCache(config=models[0].config, max_cache_len=2 * LENGTH)
+        with torch.no_grad():
+            models[0](tokens(2, LENGTH), attention_mask=mask, past_key_values=cache)
+            grown = torch.nn.functional.pad(mask, (0, 1), value=1)
+            out = call(tokens(2, 1), attention_mask=grown, past_key_values=cache)
+        logits.append(out.logits)
+    assert torch.equal(*logits)

@@ -121,20 +121,28 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", list(BAD))
-def test_bad_input(name: str) -> None:
+def check_bad_input(model, name: str) -> None:
     kwargs, error, message = BAD[name]
     with pytest.raises(error, match=message):
-        tiny_model("gqa")(tokens(1, LENGTH), **({"use_cache": False} | kwargs))
+        model(tokens(1, LENGTH), **({"use_cache": False} | kwargs))
 
 
-def test_layers_refuse_a_cache_beside_a_tree() -> None:
-    model = tiny_model("gqa").model
-    cache = model.new_cache(1)
+@pytest.mark.parametrize("name", list(BAD))
+def test_bad_input(name: str) -> None:
+    check_bad_input(tiny_model("gqa"), name)
+
+
+def check_layers_refuse(model) -> None:
+    cache = model.model.new_cache(1)
     x = torch.zeros(1, LENGTH, model.config.hidden_size, dtype=torch.float64)
-    rotary = model.rotary(TREE["position_ids"])
+    rotary = model.model.rotary(TREE["position_ids"])
+    attention = model.model.layers[0].self_attn
     with (
         cache.step(1, LENGTH, None) as step,
         pytest.raises(ValueError, match=r"^subtree_end: expected None with a cache"),
     ):
-        model.layers[0].self_attn(x, rotary, cache=step, subtree_end=TREE["subtree_end"])
+        attention(x, rotary, cache=step, subtree_end=TREE["subtree_end"])
+
+
+def test_layers_refuse_a_cache_beside_a_tree() -> None:
+    check_layers_refuse(tiny_model("gqa"))
