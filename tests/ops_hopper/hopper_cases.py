@@ -11,7 +11,7 @@ from ridgeline.ops.common.triton import INTERPRETED
 from ridgeline.ops.paged_decode import hopper as paged_hopper
 from ridgeline.ops.tied_decode import hopper as tied_hopper
 from ridgeline.testing import PagedCase, TiedCase, paged_case, tied_case
-from ridgeline.testing.run import _on
+from ridgeline.testing.run import _on, _scale
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAKERS = [paged_case, tied_case]
@@ -84,6 +84,7 @@ def launch(
             case.cache_seqlens,
             case.scale,
             case.causal,
+            _scale(case, "state_scale"),
             case.num_splits,
             out,
             lse,
@@ -104,6 +105,8 @@ def launch(
         left,
         right,
         case.softcap,
+        _scale(case, "k_scale"),
+        _scale(case, "v_scale"),
         case.num_splits,
         out,
         lse,

@@ -46,6 +46,8 @@ def tied_call(
     state_heads: int,
     dims: tuple[int, int, int],
     page_size: int,
+    *,
+    fp8: bool = False,
     **changes: int,
 ) -> Callable[[], None]:
     """``dims``: of the queries' part without RoPE, of the RoPE key, of a state."""
@@ -55,10 +57,13 @@ def tied_call(
     record = torch.empty(4, page_size, state_heads * state + rope, dtype=BF16)
     cache = record[..., : state_heads * state].unflatten(-1, (state_heads, state))
     rope_cache = record[..., state_heads * state :]
+    scale = torch.ones(()) if fp8 else None
+    if fp8:
+        cache = torch.empty(cache.shape, dtype=torch.float8_e4m3fn)
     out, lse = torch.empty(*q.shape[:3], state, dtype=BF16), torch.empty(q.shape[:3])
     config = replace(tied.config_for(q[..., :nope], q[..., nope:], cache), **changes)
     inputs = (q[..., :nope], q[..., nope:], cache, rope_cache, table, lengths)
-    return lambda: tied.tied_decode(*inputs, 192**-0.5, True, 0, out, lse, config=config)
+    return lambda: tied.tied_decode(*inputs, 192**-0.5, True, scale, 0, out, lse, config=config)
 
 
 def paged_call(
@@ -68,13 +73,14 @@ def paged_call(
     q = torch.empty(len(lengths), query_len, heads, dim, dtype=BF16)
     cache = torch.empty(4, page_size, kv_heads, dim, dtype=BF16)
     out, lse = torch.empty_like(q), torch.empty(q.shape[:3])
-    options = (dim**-0.5, True, window, -1, 0.0, 0)
+    options = (dim**-0.5, True, window, -1, 0.0, None, None, 0)
     return lambda: paged.paged_decode(q, cache, cache, table, lengths, *options, out, lse)
 
 
 CALLS = {
     "mla-16": tied_call(1, 16, 1, (512, 64, 512), 64, prefetch=2),
     "mla-128": tied_call(1, 128, 1, (512, 64, 512), 64),
+    "mla-16-fp8": tied_call(1, 16, 1, (512, 64, 512), 64, fp8=True),
     "gla-2-of-32-page-1": tied_call(1, 32, 2, (256, 64, 256), 1),
     "gta-32-8-page-16": tied_call(1, 32, 8, (64, 64, 128), 16),
     "gqa-32-8": paged_call(1, 32, 8, 128, 64),

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hopper_cases import MAKERS, drawn, run, small
+from hopper_cases import DTYPES, MAKERS, drawn, run, small
 
 from ridgeline.testing import assert_matches, paged_case, poisoned, tied_case
+from ridgeline.testing.generate import FP8
 from ridgeline.testing.poison import ENTRIES, VALUES
 
 
@@ -14,7 +15,7 @@ def equal(a, b) -> bool:
     return all(torch.equal(x, y) and not x.isnan().any() for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", range(28))
 def test_any_shape(seed: int) -> None:
     """And garbage wherever nothing may be read: under another schedule, the same bits."""
     case, changes = drawn(seed)
@@ -22,6 +23,29 @@ def test_any_shape(seed: int) -> None:
     assert_matches(case, out, lse)
     garbage = poisoned(case, VALUES[seed % 3], ENTRIES[seed % 2])
     assert equal(run(garbage, seed + 1, **changes), (out, lse))
+
+
+@pytest.mark.parametrize("kind", ["number", "head"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_fp8_caches(make, kind: str) -> None:
+    for seed, dim in enumerate((64, 40)):
+        case = small(make, seed, cache_dtype=FP8, scale_kind=kind, dim=dim, page_size=16)
+        assert_matches(case, *run(case, seed))
+
+
+SERVED = {
+    "mla-16": {"group": 16, "kv_heads": 1, "dim": 512, "nope_dim": 512},
+    "mla-128": {"group": 128, "kv_heads": 1, "dim": 512, "nope_dim": 512},
+    "gla-2-of-32": {"group": 16, "kv_heads": 2, "dim": 256, "nope_dim": 256},
+    "gta-32-8": {"group": 4, "kv_heads": 8, "dim": 128, "nope_dim": 64},
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_served_widths(name: str) -> None:
+    shape = {"rope_dim": 64, "query_len": 1, "page_size": 64, "strides": "records"}
+    case = tied_case(1, DTYPES, lengths=[300, 64, 2], **shape | SERVED[name])
+    assert_matches(case, *run(case, 1))
 
 
 @pytest.mark.parametrize("left", [0, 70])

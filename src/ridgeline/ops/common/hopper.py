@@ -75,6 +75,10 @@ def hopper_decode_kernel(
     stride_vp,
     stride_vt,
     stride_vh,
+    k_scale,
+    stride_ks,
+    v_scale,
+    stride_vs,
     stride_tb,
     stride_tp,
     KV_HEADS: gl.constexpr,
@@ -95,6 +99,8 @@ def hopper_decode_kernel(
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
     SOFTCAP: gl.constexpr,
+    K_SCALED: gl.constexpr,
+    V_SCALED: gl.constexpr,
     TIED: gl.constexpr,
     BALANCED: gl.constexpr,
     TMA: gl.constexpr,
@@ -121,7 +127,7 @@ def hopper_decode_kernel(
     The cache is read by ``TMA``, else by ``CP_ASYNC``, else through registers. ``TIED``:
     keys are values too. ``K_WIDTH`` and so on are widths of tiles, ``K_DIM`` of the data in them.
     """
-    dtype: gl.constexpr = k.dtype.element_ty
+    dtype: gl.constexpr = q.dtype.element_ty
     HAS_ROPE: gl.constexpr = ROPE_DIM > 0
     AXIS: gl.constexpr = 0 if BLOCK_M >= 64 else 1
     work = first_work(
@@ -185,9 +191,15 @@ def hopper_decode_kernel(
         gl.to_tensor(softcap),
         gl.to_tensor(window_left),
         gl.to_tensor(window_right),
+        k_scale,
+        gl.to_tensor(stride_ks),
+        v_scale,
+        gl.to_tensor(stride_vs),
         CAUSAL,
         WINDOW,
         SOFTCAP,
+        K_SCALED,
+        V_SCALED,
     )
     KV_Q_HEADS: gl.constexpr = KV_HEADS * GROUP
     results = Results(
@@ -269,6 +281,8 @@ def decode(
     block_table: Tensor,
     cache_seqlens: Tensor,
     *,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     softmax_scale: float,
     causal: bool,
     window_left: int,
@@ -282,13 +296,14 @@ def decode(
     """Fills ``out [B, L_q, h_q, d_v]`` and ``lse [B, L_q, h_q]``, both contiguous.
 
     ``rope [num_pages, page_size, d_r]`` with its part of the queries, or ``None``; ``v`` is
-    ``None`` where the keys are the values.
+    ``None`` where the keys are the values. ``k_scale`` and ``v_scale``: float32, a number or one a
+    head, what FP8 caches are to be multiplied by.
     """
     _, query_len, q_heads, q_dim = q.shape
     num_pages, page_size, kv_heads, k_dim = k.shape
     group, value_dim = q_heads // kv_heads, out.shape[-1]
     caches = [x for x in (k, rope, v) if x is not None]
-    load = load_of(page_size, caches)
+    load, unit = load_of(page_size, caches)
     capacity = block_table.shape[1] * page_size
     part_m = (
         config.block_m if config.heads == 1 else next_power_of_2(query_len * group * config.heads)
@@ -311,7 +326,6 @@ def decode(
             None if rope is None else descriptor(rope, [1, rows, config.r_width]),
             None if v is None else descriptor(v, [1, rows, 1, config.v_width]),
         )
-    unit = 1 if load == "load" else 8
     runs = prefetch_runs(k, rope, v, config, load)
     hopper_decode_kernel[splits.grid](
         q,
@@ -336,6 +350,10 @@ def decode(
         *units(k, unit),
         *((0, 0) if rope is None else units(rope, unit)),
         *((0, 0, 0) if v is None else units(v, unit)),
+        lse if k_scale is None else k_scale,
+        k_scale.stride(0) if k_scale is not None and k_scale.dim() else 0,
+        lse if v_scale is None else v_scale,
+        v_scale.stride(0) if v_scale is not None and v_scale.dim() else 0,
         *block_table.stride(),
         KV_HEADS=kv_heads,
         GROUP=group,
@@ -355,6 +373,8 @@ def decode(
         CAUSAL=causal,
         WINDOW=window_left >= 0 or window_right >= 0,
         SOFTCAP=softcap > 0,
+        K_SCALED=k_scale is not None,
+        V_SCALED=v_scale is not None,
         TIED=v is None,
         BALANCED=splits.balanced,
         TMA=load == "tma",

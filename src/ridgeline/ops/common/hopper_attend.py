@@ -23,22 +23,53 @@ from ridgeline.ops.common.triton import LOG2_E, tanh
 
 @aggregate
 class Scores:
-    """From products to scores: ``scale`` in base 2, soft cap, and which tokens a row sees."""
+    """From products to scores: ``scale``, soft cap, and which tokens a row sees.
+
+    ``k_scale`` and ``v_scale``: what the keys and values of a head are to be multiplied by, one a
+    head ``stride`` apart, if ``K_SCALED`` and ``V_SCALED``.
+    """
 
     scale: gl.tensor
     softcap: gl.tensor
     window_left: gl.tensor
     window_right: gl.tensor
+    k_scale: gl.tensor
+    k_stride: gl.tensor
+    v_scale: gl.tensor
+    v_stride: gl.tensor
     CAUSAL: gl.constexpr
     WINDOW: gl.constexpr
     SOFTCAP: gl.constexpr
+    K_SCALED: gl.constexpr
+    V_SCALED: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, scale, softcap, window_left, window_right, CAUSAL, WINDOW, SOFTCAP):
+    def __init__(
+        self,
+        scale,
+        softcap,
+        window_left,
+        window_right,
+        k_scale,
+        k_stride,
+        v_scale,
+        v_stride,
+        CAUSAL,
+        WINDOW,
+        SOFTCAP,
+        K_SCALED,
+        V_SCALED,
+    ):
         self.scale = scale
         self.softcap = softcap
         self.window_left = window_left
         self.window_right = window_right
+        self.k_scale = k_scale
+        self.k_stride = k_stride
+        self.v_scale = v_scale
+        self.v_stride = v_stride
+        self.K_SCALED = gl.constexpr(K_SCALED)
+        self.V_SCALED = gl.constexpr(V_SCALED)
         self.CAUSAL = gl.constexpr(CAUSAL)
         self.WINDOW = gl.constexpr(WINDOW)
         self.SOFTCAP = gl.constexpr(SOFTCAP)
@@ -102,17 +133,22 @@ def product(rows, others, acc, AXIS: gl.constexpr):
 
 
 @gluon.jit
-def key_products(ring, queries, n, stage, h, AXIS: gl.constexpr):
+def key_products(ring, queries, scores, n, stage, item, h, AXIS: gl.constexpr):
     """Query rows of head h times the keys of tile n; tokens along the other axis."""
     layout: gl.constexpr = accumulator(AXIS, gl.num_warps(), queries.BLOCK_M, ring.BLOCK_N)
     q = queries.q.index(stage * queries.HEADS + h)
     k = ring.keys(n, h).slice(0, q.shape[1], 1)
     s = zeros(queries.BLOCK_M, ring.BLOCK_N, layout, AXIS)
     s = product(q, k.permute((1, 0)), s, AXIS)
+    if scores.K_SCALED:  # not the RoPE key, which is not quantised
+        head = queries.head(item, h)
+        s = warpgroup_mma_wait(0, [s]) * gl.load(scores.k_scale + head * scores.k_stride)
     if ring.HAS_ROPE:
         r = queries.r.index(stage * queries.HEADS + h)
         s = product(r, ring.rope_keys(n).permute((1, 0)), s, AXIS)
-    return warpgroup_mma_wait(0, [s])
+    if ring.HAS_ROPE or not scores.K_SCALED:
+        s = warpgroup_mma_wait(0, [s])
+    return s
 
 
 @gluon.jit
@@ -179,7 +215,7 @@ def attend(
             new_os = ()
             for h in gl.static_range(HEADS):
                 # [BLOCK_M, BLOCK_N]
-                s = key_products(ring, queries, at, stage, h, AXIS)
+                s = key_products(ring, queries, scores, at, stage, item, h, AXIS)
                 s = scores.of(
                     s,
                     gl.expand_dims(token, AXIS),
@@ -221,6 +257,8 @@ def attend(
                 if CONSUMERS == 2:
                     o, m, l = merged(o, m, l, merge, h, o_layout)
                 head = queries.head(item, h)
+                if scores.V_SCALED:
+                    o = o * gl.load(scores.v_scale + head * scores.v_stride)
                 store_rows(o, m, l, d, row, head, h, b, slot, whole, work.query_len, results, AXIS)
             if CONSUMERS == 2:
                 mbarrier.arrive(merge.empty)

@@ -13,6 +13,9 @@ from ridgeline.ops.common.device import next_power_of_2
 
 ARCH = 90  # compute capability
 SHARED_BYTES = 226 << 10  # of a program, less barriers and what reductions exchange
+# Of a consumer's and the producer's threads, by heads of an item: those of a few that were compiled
+# with which least is spilled.
+REGISTERS = {1: (208, 88), 2: (224, 56), 4: (184, 136)}
 BLOCK_N = 64  # tokens of a tile: the M of a wgmma
 
 
@@ -32,7 +35,7 @@ class HopperConfig:
     block_n: int = BLOCK_N
     programs: int = 1  # a processor, of the balanced schedule
     prefetch: int = 0
-    consumer_regs: int = 208  # of a thread, of 504 in all
+    consumer_regs: int = 208  # of a thread; two consumer warpgroups and the producer have 504
     producer_regs: int = 88
 
     @property
@@ -109,31 +112,43 @@ def decode_config(
             accumulated = heads * v_width * block_m // (128 * config.warpgroups)
             if stages >= 2 and accumulated <= 128:
                 # A stage is always the same consumer's.
-                return replace(config, stages=min(stages, 8) // consumers * consumers)
+                stages = min(stages, 8) // consumers * consumers
+                ours, producers = REGISTERS[heads]
+                return replace(config, stages=stages, consumer_regs=ours, producer_regs=producers)
     raise ValueError(f"no tiling of {rows} rows of widths {widths} fits the shared memory")
 
 
-def load_of(page_size: int, caches: Sequence[Tensor]) -> str:
-    """How pages are read: "tma", "cp.async" or, of rows that are not whole 16 bytes, "load"."""
+def load_of(page_size: int, caches: Sequence[Tensor]) -> tuple[str, int]:
+    """How pages are read, and the elements of which all strides are multiples, 8 or 1.
+
+    "tma", "cp.async", or "load" through registers: of FP8, which is converted there, and of rows
+    that are not whole 16 bytes.
+    """
+    unit, kind = 8, "tma"
     for cache in caches:
         strides = [s for s, n in zip(cache.stride(), cache.shape[:-1], strict=False) if n > 1]
         if cache.data_ptr() % 16 or any(x % 8 for x in (*strides, cache.shape[-1])):
-            return "load"
+            unit, kind = 1, "load"
+        elif cache.element_size() == 1:
+            kind = "load"
     fits = page_size % BLOCK_N == 0 or (page_size >= 8 and BLOCK_N % page_size == 0)
     whole = all(cache.numel() and min(cache.stride()[:-1]) > 0 for cache in caches)
-    return "tma" if fits and whole else "cp.async"
+    return (kind if kind == "load" or (fits and whole) else "cp.async"), unit
 
 
-def unsupported(q: Tensor, cache: Tensor, config: Callable[[], HopperConfig]) -> str | None:
-    """Why the Hopper kernels cannot run a decode of ``q`` over ``cache``, or ``None``."""
+def unsupported(
+    q: Tensor, scales: Sequence[Tensor | None], config: Callable[[], HopperConfig]
+) -> str | None:
+    """Why the Hopper kernels cannot run a decode of ``q``, or ``None``."""
     if not q.is_cuda:
         return f"tensors are on {q.device}, this implementation runs on a Hopper GPU"
     if device.arch(q) != ARCH:
         return f"the GPU has compute capability {device.arch(q) / 10}, expected 9.0 (Hopper)"
-    for name, x in (("queries", q), ("caches", cache)):
-        if x.dtype not in (torch.bfloat16, torch.float16):
-            got = str(x.dtype).removeprefix("torch.")
-            return f"{name} are bfloat16 or float16, got {got}; use impl='triton'"
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        got = str(q.dtype).removeprefix("torch.")
+        return f"queries are bfloat16 or float16, got {got}; use impl='triton'"
+    if any(scale is not None and scale.dim() > 1 for scale in scales):
+        return "scales of FP8 caches are one number or one a head here; use impl='triton'"
     try:
         config()
     except ValueError as error:

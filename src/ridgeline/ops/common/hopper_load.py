@@ -371,7 +371,8 @@ def copy_rows(ring, tile, cache, page, token, head, needed):
         if ring.CP_ASYNC:
             async_copy.async_copy_global_to_shared(piece, pointers, mask=mask)
         else:
-            piece.store(gl.load(pointers, mask=mask, other=0.0))
+            # e4m3 is exact in the queries' dtype.
+            piece.store(gl.load(pointers, mask=mask, other=0.0).to(tile.dtype))
 
 
 @gluon.jit

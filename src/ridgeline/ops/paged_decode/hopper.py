@@ -14,9 +14,13 @@ def config_for(q: Tensor, k_cache: Tensor, value_dim: int) -> HopperConfig:
     return hopper_config.decode_config(rows, kv_heads, dim, dim, 0, value_dim, tied=False)
 
 
-def unsupported(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> str | None:
+def unsupported(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
+) -> str | None:
     """Why this implementation cannot run the call, or ``None``."""
-    return hopper_config.unsupported(q, k_cache, lambda: config_for(q, k_cache, v_cache.shape[3]))
+    return hopper_config.unsupported(
+        q, [k_scale, v_scale], lambda: config_for(q, k_cache, v_cache.shape[3])
+    )
 
 
 def paged_decode(
@@ -30,6 +34,8 @@ def paged_decode(
     window_left: int,
     window_right: int,
     softcap: float,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     num_splits: int,
     out: Tensor,
     lse: Tensor,
@@ -42,8 +48,9 @@ def paged_decode(
     batch, query_len = q.shape[:2]
     num_pages, page_size = k_cache.shape[:2]
     capacity = block_table.shape[1] * page_size
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
     device.check_values_of_decode(
-        block_table, cache_seqlens, page_size, num_pages, query_len, window_left, {}
+        block_table, cache_seqlens, page_size, num_pages, query_len, window_left, scales
     )
     if batch == 0:
         return
@@ -58,6 +65,8 @@ def paged_decode(
         v_cache,
         block_table,
         cache_seqlens,
+        k_scale=k_scale,
+        v_scale=v_scale,
         softmax_scale=softmax_scale,
         causal=causal,
         window_left=window_left,

@@ -67,7 +67,7 @@ def _run(
                 q, k_cache, (q.shape[-1], v_cache.shape[-1]), interpret=impl == "triton"
             ),
             # Behind triton until a GPU has verified it: "auto" puts correctness before speed.
-            "hopper": lambda: hopper.unsupported(q, k_cache, v_cache),
+            "hopper": lambda: hopper.unsupported(q, k_cache, v_cache, k_scale, v_scale),
             "cpu": lambda: cpu.unsupported(q, k_cache),
             "reference": lambda: None,
         },
@@ -105,6 +105,8 @@ def _run(
                 window_left,
                 window_right,
                 softcap,
+                k_scale,
+                v_scale,
                 num_splits,
                 out,
                 lse,

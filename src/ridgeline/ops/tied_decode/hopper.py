@@ -21,10 +21,12 @@ def config_for(q_nope: Tensor, q_rope: Tensor, state_cache: Tensor) -> HopperCon
     )
 
 
-def unsupported(q_nope: Tensor, q_rope: Tensor, state_cache: Tensor) -> str | None:
+def unsupported(
+    q_nope: Tensor, q_rope: Tensor, state_cache: Tensor, state_scale: Tensor | None
+) -> str | None:
     """Why this implementation cannot run the call, or ``None``."""
     return hopper_config.unsupported(
-        q_nope, state_cache, lambda: config_for(q_nope, q_rope, state_cache)
+        q_nope, [state_scale], lambda: config_for(q_nope, q_rope, state_cache)
     )
 
 
@@ -37,6 +39,7 @@ def tied_decode(
     cache_seqlens: Tensor,
     softmax_scale: float,
     causal: bool,
+    state_scale: Tensor | None,
     num_splits: int,
     out: Tensor,
     lse: Tensor,
@@ -53,7 +56,13 @@ def tied_decode(
     batch, query_len = q_nope.shape[:2]
     num_pages, page_size = state_cache.shape[:2]
     device.check_values_of_decode(
-        block_table, cache_seqlens, page_size, num_pages, query_len, -1, {}
+        block_table,
+        cache_seqlens,
+        page_size,
+        num_pages,
+        query_len,
+        -1,
+        {"state_scale": state_scale},
     )
     if batch == 0:
         return
@@ -66,6 +75,8 @@ def tied_decode(
         None,
         block_table,
         cache_seqlens,
+        k_scale=state_scale,
+        v_scale=state_scale,
         softmax_scale=softmax_scale,
         causal=causal,
         window_left=-1,

@@ -82,7 +82,7 @@ def _run(
                 interpret=impl == "triton",
             ),
             # Behind triton until a GPU has verified it: "auto" puts correctness before speed.
-            "hopper": lambda: hopper.unsupported(q_nope, q_rope, state_cache),
+            "hopper": lambda: hopper.unsupported(q_nope, q_rope, state_cache, state_scale),
             "cpu": lambda: cpu.unsupported(q_nope, state_cache),
             "reference": lambda: None,
         },
@@ -93,7 +93,7 @@ def _run(
 
             triton.tied_decode(*inputs, softmax_scale, causal, state_scale, num_splits, out, lse)
         case "hopper":
-            hopper.tied_decode(*inputs, softmax_scale, causal, num_splits, out, lse)
+            hopper.tied_decode(*inputs, softmax_scale, causal, state_scale, num_splits, out, lse)
         case "cpu":
             cpu.tied_decode(*inputs, softmax_scale, causal, num_splits, out, lse)
         case "reference":
