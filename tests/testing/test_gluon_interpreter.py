@@ -1,6 +1,7 @@
 """Launching kernels on the interpreter: schedules, allocations, names, arguments, reports."""
 
 import re
+import threading
 
 import pytest
 import torch
@@ -41,6 +42,15 @@ def test_a_deadlock_names_the_line_of_every_partition() -> None:
     )
     assert re.search(r"block \(0, 0, 0\) 0 _fill: at gluon_kernels.py:\d+ in _fill: .*wait", text)
     assert "2 phases completed" in text or "1 phases completed" in text
+
+
+def test_a_failed_run_leaves_nothing_behind() -> None:
+    threads, settings = threading.active_count(), torch.get_num_threads()
+    for seed in range(5):
+        with pytest.raises(interp.GluonError):
+            interp.run(ring, (6,), *RULES["ring"].arguments(), 5, seed=seed, resident=6)
+    assert (threading.active_count(), torch.get_num_threads()) == (threads, settings)
+    interp.run(ring, (1,), *RULES["ring"].arguments(), 0)
 
 
 @gluon.jit

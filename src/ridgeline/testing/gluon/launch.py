@@ -89,7 +89,7 @@ def run(
     in_bounds: Sequence[str] = (),
     collect: bool = False,
     resident: int = 4,
-    max_steps: int = 2_000_000,
+    max_steps: int = 500_000,
     asm_hooks: dict[str, Callable] | None = None,
     **kwargs: Any,
 ) -> Report:
