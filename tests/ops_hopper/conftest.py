@@ -14,6 +14,10 @@ if INTERPRETED:
     prepare()
 
 
+if not INTERPRETED and torch.cuda.get_device_capability() != (9, 0):
+    collect_ignore_glob = ["test_hopper_fuzz.py", "test_hopper_gpu.py"]
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     before = torch.get_num_threads()
