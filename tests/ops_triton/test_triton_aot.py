@@ -59,7 +59,7 @@ def test_resources_fit_the_device(found: dict[str, dict]) -> None:
 
 def test_products_are_of_the_matrix_units(found: dict[str, dict]) -> None:
     for name, kernel in found.items():
-        multiplies = name.split("/")[1] in MULTIPLY and "float32" not in name
+        multiplies = name.split("/")[1] in MULTIPLY
         assert bool(MATRIX & kernel["instructions"].keys()) is multiplies, name
     for name in ("gla-2-of-128/tied_decode", "mha-16-d128-causal/forward"):
         assert "wgmma" in found[f"{name}_kernel/sm_90"]["instructions"]
@@ -72,7 +72,7 @@ def test_loads_run_ahead(found: dict[str, dict]) -> None:
     for name, kernel in found.items():
         call, function, _ = name.split("/")
         # One stage, where two would not fit the registers.
-        single = "float32" in call or ("d256" in call and function != "forward_kernel")
+        single = "d256" in call and function != "forward_kernel"
         ahead = function in MULTIPLY and not single
         assert ("cp.async" in kernel["instructions"]) is ahead, name
 

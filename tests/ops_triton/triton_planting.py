@@ -26,17 +26,20 @@ class Bug:
 
     def plant(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Loads the kernel modules of the operation again in place of the right ones."""
-        for name in ATTENTION if self.op == "attention" else DECODE:
-            full = f"ridgeline.ops.{name}"
-            source = Path(import_module(full).__file__).read_text()
+        names = ATTENTION if self.op == "attention" else DECODE
+        # All of them first: one that is imported later would keep those with the bug.
+        right = {name: import_module(f"ridgeline.ops.{name}") for name in names}
+        for name, module in right.items():
+            full = module.__name__
+            source = Path(module.__file__).read_text()
             if name == self.module:
                 assert source.count(self.old) == 1, f"{self.old!r} is not one place"
                 source = source.replace(self.old, self.new)
             path = folder / f"{name}.py"
             path.write_text(source)
             spec = spec_from_file_location(full, path)
-            module = module_from_spec(spec)
-            monkeypatch.setitem(sys.modules, full, module)
+            planted = module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, full, planted)
             package, _, last = full.rpartition(".")
-            monkeypatch.setattr(sys.modules[package], last, module)
-            spec.loader.exec_module(module)
+            monkeypatch.setattr(sys.modules[package], last, planted)
+            spec.loader.exec_module(planted)
