@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hf_cases import MODELS, TOLERANCE, VOCAB, exactly, tiny, tokens
+from hf_cases import EXACT, MODELS, TOLERANCE, VOCAB, exactly, tiny, tokens
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
@@ -163,3 +163,23 @@ def test_bfloat16_is_as_near_as_eager(kind: str) -> None:
     eager = steps(model, kind, ids, mask)
     exact = steps(model.float(), kind, ids, mask)
     assert (ours - exact).norm() <= 2 * (eager - exact).norm()
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "whole"])
+def test_a_step_that_learns(padded: bool, decoded: list[int]) -> None:
+    """With gradients wanted a step leaves the decode kernels, which have none."""
+    model, (ids, mask) = tiny("gemma2"), left_padded()
+    if not padded:
+        mask = torch.ones_like(mask)
+    results = []
+    for impl in ("ridgeline", EXACT):
+        model.set_attn_implementation(impl)
+        model.zero_grad()
+        cache = model(ids[:, :-2], attention_mask=mask[:, :-2], use_cache=True).past_key_values
+        logits = model(ids[:, -2:], attention_mask=mask, past_key_values=cache).logits
+        logits.square().sum().backward()
+        gradient = model.model.layers[0].self_attn.k_proj.weight.grad
+        results.append((logits.detach(), gradient / gradient.abs().max()))
+    model.set_attn_implementation("ridgeline")
+    torch.testing.assert_close(results[0], results[1], atol=TOLERANCE, rtol=TOLERANCE)
+    assert not decoded

@@ -25,7 +25,7 @@ class Memo:
         tensors = [x for x in args if isinstance(x, Tensor)]
         if torch.compiler.is_compiling() or any(x.is_inference() for x in tensors):
             return make(*args)
-        for known, result in self._known:
+        for known, result in tuple(self._known):  # other threads may add one
             if len(known) == len(args) + 1 and all(map(_same, known, (make, *args))):
                 return result
         result = make(*args)
