@@ -48,6 +48,14 @@ def test_served_widths(name: str) -> None:
     assert_matches(case, *run(case, 1))
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_many_sequences(make) -> None:
+    """More than a program reads the lengths of at a time."""
+    lengths = [(37 * i) % 90 for i in range(75)]
+    case = small(make, 6, lengths=lengths, kv_heads=1, num_splits=0, page_size=16)
+    assert_matches(case, *run(case, 6))
+
+
 @pytest.mark.parametrize("left", [0, 70])
 def test_pages_behind_the_window_are_garbage(left: int) -> None:
     case = small(paged_case, 1, lengths=[150, 3], window=(left, None), page_size=16)
