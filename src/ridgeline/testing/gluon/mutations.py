@@ -11,7 +11,7 @@ Kernels are not edited: the interpreter runs a changed code object of the same f
 
 import ast
 import copy
-import inspect
+import linecache
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Mutation:
 
     @property
     def text(self) -> str:
-        return inspect.getsourcelines(inspect.getmodule(self.function))[0][self.line - 1].strip()
+        return linecache.getline(self.function.__code__.co_filename, self.line).strip()
 
 
 @dataclass(frozen=True)
