@@ -12,6 +12,8 @@ tolerance  the one error budget: ``assert_matches``, ``violations``
 poison     garbage where nobody may look: ``poisoned``
 run        a case on an implementation or an instruction set: ``run``, ``implementations``
 suite      a compact suite that tells a right implementation from a wrong one: ``problem``
+gluon      Gluon kernels on the CPU under adversarial schedules: ``run``, ``interpreted``,
+           ``mutations``; imports Triton, so not with this package
 ========== =======================================================================================
 
 >>> from ridgeline.testing import assert_matches, run, tied_case
