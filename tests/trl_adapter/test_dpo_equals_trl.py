@@ -9,6 +9,7 @@ from dpo_cases import (
     work_in_float64,
 )
 from peft import LoraConfig
+from trl import DPOTrainer
 
 MODELS = ["llama", "qwen3", "mistral", "gemma2", "gta", "gla"]
 TOLERANCE = 1e-9
@@ -130,7 +131,6 @@ OPTIONS = {
     "keep_start": {"max_length": 12},
     "keep_end": {"max_length": 12, "truncation_mode": "keep_end"},
     "weighting": {"use_weighting": True},
-    "precomputed": {"precompute_ref_log_probs": True},
     "synchronised": {"sync_ref_model": True, "ref_model_sync_steps": 1},
 }
 
@@ -157,6 +157,25 @@ def test_a_step_is_the_mean_of_all_its_pairs(tmp_path):
 def test_options(option, tmp_path):
     ours, theirs = both(tmp_path, **OPTIONS[option])
     assert_same_run(ours, theirs)
+
+
+def test_reference_computed_beforehand(tmp_path, monkeypatch):
+    in_rows: dict[str, list[bool]] = {}
+    compute = DPOTrainer.compute_ref_log_probs
+
+    def note(self, model, inputs):
+        in_rows.setdefault(type(self).__name__, []).append("row_input_ids" in inputs)
+        return compute(self, model, inputs)
+
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", note)
+    runs = []
+    for shared in (True, False):
+        # Another column is another fingerprint, without which TRL's run reads our cache.
+        data = preference_data().add_column("shared", [shared] * 12)
+        runs.append(trainer(shared, tmp_path, data=data, precompute_ref_log_probs=True))
+        runs[-1].train()
+    assert_same_run(*runs)
+    assert in_rows == {"PrefixSharedDPOTrainer": [True] * 4, "DPOTrainer": [False] * 4}
 
 
 def test_conversations_and_evaluation(tmp_path):
