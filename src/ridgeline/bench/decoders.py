@@ -1,4 +1,5 @@
-"""Models with filled caches whose decode steps are compared: transformers' Llama, and ours.
+"""Models with filled caches whose decode steps are compared: transformers' Llama, with its own
+attention and with ours, and our models.
 
 Weights are random, and the prompt is random K and V written straight into the caches: neither
 changes how long a step takes. On the same K and V both models must give the same logits.
@@ -16,6 +17,7 @@ from ridgeline.cache import CacheSpec
 from ridgeline.models import RidgelineConfig, RidgelineForCausalLM
 from ridgeline.models.cache import RidgelineCache
 from ridgeline.ops.common import check
+from ridgeline.transformers import NAME, GrowingCache
 
 WATCHED_STEPS = 3
 SHORT_PROMPT = 24
@@ -110,7 +112,8 @@ class Decoder:
 
 
 def decoders(shape: ModelShape) -> Iterator[Decoder]:
-    """transformers with two of its caches, ours with the same weights, then ours in ``variants``.
+    """transformers with two of its caches; with our attention; our model with the same weights;
+    our models of ``variants``.
 
     Raises:
         RuntimeError: our logits are further from float32 than transformers' by more than twice.
@@ -119,14 +122,19 @@ def decoders(shape: ModelShape) -> Iterator[Decoder]:
     llama = LlamaForCausalLM._from_config(
         shape.llama(), attn_implementation="sdpa", dtype=torch.bfloat16
     ).eval()
+    adapted = copy.deepcopy(llama, {id(p): p for p in llama.parameters()})  # the same weights
+    adapted.set_attn_implementation(NAME)
     ours = RidgelineForCausalLM.from_llama(llama)
     size = (1, shape.length, shape.kv_heads, shape.head_dim)
     prompt = [_random(size, size) for _ in range(shape.layers)]
-    _check_logits(llama, ours, prompt)
+    _check_logits(llama, adapted, ours, prompt)
 
     static = StaticCache(config=llama.config, max_cache_len=shape.max_length)
     yield Decoder("transformers sdpa", llama, _fill(DynamicCache(), prompt))
     yield Decoder("transformers sdpa, StaticCache", llama, _fill(static, prompt))
+    for cache in (DynamicCache(), GrowingCache(llama.config)):
+        name = f"transformers ridgeline, {type(cache).__name__}"
+        yield Decoder(name, adapted, _fill(cache, prompt))
     yield Decoder("ridgeline gqa", ours, _fill_paged(ours, prompt, shape.max_length))
     for variant in shape.variants:
         model = RidgelineForCausalLM(shape.ridgeline(variant)).to(torch.bfloat16).eval()
@@ -160,8 +168,10 @@ def _fill_paged(model: RidgelineForCausalLM, prompt: Prompt, max_length: int) ->
     return cache
 
 
-def _check_logits(llama: LlamaForCausalLM, ours: RidgelineForCausalLM, prompt: Prompt) -> None:
-    """Both models in BF16 against transformers in float32: a real prompt, and the random cache."""
+def _check_logits(
+    llama: LlamaForCausalLM, adapted: LlamaForCausalLM, ours: RidgelineForCausalLM, prompt: Prompt
+) -> None:
+    """The models in BF16 against transformers in float32: a real prompt, and the random cache."""
     exact = copy.deepcopy(llama).float()
     ids = torch.arange(SHORT_PROMPT + 1)[None] % llama.config.vocab_size
     want = exact(ids).logits[0, -1]
@@ -173,7 +183,11 @@ def _check_logits(llama: LlamaForCausalLM, ours: RidgelineForCausalLM, prompt: P
     ids = ids[:, :1]
     wide = [(k.float(), v.float()) for k, v in prompt]
     want = exact(ids, past_key_values=_fill(DynamicCache(), wide)).logits[0, -1]
-    theirs = llama(ids, past_key_values=_fill(DynamicCache(), prompt)).logits[0, -1]
+    theirs, near = (
+        model(ids, past_key_values=_fill(DynamicCache(), prompt)).logits[0, -1]
+        for model in (llama, adapted)
+    )
+    _compare("a full cache of transformers", near, theirs, want)
     cache = _fill_paged(ours, prompt, prompt[0][0].shape[1] + 1)
     _compare("a full cache", ours(ids, past_key_values=cache).logits[0, -1], theirs, want)
 
