@@ -106,7 +106,8 @@ def decode_config(
     alone = rows if tied and rope_dim else 0  # heads share a RoPE key where their rows fit a tile
     for block_m, consumers in layouts(rows):
         shared = [h for h in (4, 2) if kv_heads % h == 0] if 0 < alone <= block_m else []
-        for heads, q_stages in product([*shared, 1], (2, 1)):
+        # Beside accumulators of 32 rows, the addresses of a second stage of queries are spilled.
+        for heads, q_stages in product([*shared, 1], (1,) if block_m == 32 else (2, 1)):
             config = HopperConfig(block_m, heads, 0, q_stages, consumers, *widths)
             stages = (SHARED_BYTES - fixed_bytes(config)) // tile_bytes(config, tied)
             accumulated = heads * v_width * block_m // (128 * config.warpgroups)
