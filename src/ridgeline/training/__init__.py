@@ -11,4 +11,5 @@ Preference training is ``ridgeline.training.preference``.
 | ``checkpoint``, ``export`` | what survives a kill; the finished model |
 | ``log``, ``progress``, ``cli`` | CSV and curve; the terminal; the command |
 | ``ngram`` | the baseline to beat |
+| ``continuations`` | preference pairs of real text |
 """

@@ -9,7 +9,9 @@
 | ``collator`` | a padded batch, and the rows that take its place |
 | ``forward`` | hooks between TRL's call and the model: rows in, padded results out |
 | ``datasets`` | preference data: what is refused, what is counted |
+| ``probe`` | whether a model keeps the sequences of a row apart |
 | ``rollouts`` | log-probabilities of G rollouts a prompt, for GRPO |
+| ``command``, ``files``, ``plots`` | ``ridgeline dpo`` |
 """
 
 from ridgeline.trl.config import PrefixSharedDPOConfig
