@@ -7,9 +7,11 @@ from functools import cache
 import pytest
 import test_hf_generate as generate
 import test_hf_growing_cache as growing
+import test_hf_inputs_of_a_forward as forwards
 import test_hf_latent as latent
 import test_hf_refusals as refusals
 import test_hf_rows as rows
+import test_hf_support as support
 import test_hf_trees as trees
 import torch
 from hf_cases import tiny
@@ -91,6 +93,28 @@ def find_growing() -> None:
     growing.test_windows_are_left_to_transformers()
 
 
+def find_forwards() -> None:
+    llama = model("llama", torch.float32)
+    forwards.test_positions_that_are_written_through_numpy(llama)
+    forwards.test_values_are_compared_within_a_forward()
+    forwards.test_a_new_forward_forgets()
+    for kind in (forwards.DynamicCache, forwards.StaticCache):
+        forwards.test_a_mask_that_does_not_grow_with_the_cache(llama, kind)
+        forwards.test_a_window_of_one_token_behind_cached_ones(kind)
+    for length in (15, 25):
+        forwards.test_masks_of_a_wrong_length(llama, length)
+    forwards.test_masks_of_a_static_cache_with_a_free_end(llama, 30)
+
+
+def find_support() -> None:
+    for name in support.REFUSED:
+        support.test_models_that_never_reach_our_attention(name)
+    support.test_a_name_in_the_config_is_no_proof()
+    support.test_what_only_a_forward_tells()
+    support.test_models_that_pass_stay_as_they_are("llama")
+    support.test_another_implementation_is_named()
+
+
 def find_refusals() -> None:
     llama = model("llama", torch.float32)
     for name in refusals.CALLS:
@@ -115,6 +139,7 @@ FINDERS = {
 ATTENTION, INPUTS, MASKS = (f"transformers.{n}" for n in ("attention", "inputs", "masks"))
 DECODE, WINDOWS, LATENT = (f"transformers.{n}" for n in ("decode", "windows", "latent"))
 CACHE, MEMO, ROWS = "transformers.cache", "transformers.memo", "layers.rows"
+SUPPORT = "transformers.support"
 
 
 @dataclass(frozen=True)
@@ -134,7 +159,7 @@ class Mutation:
 PLANTED = [
     Mutation("padding", ROWS, "torch.where(real, stop, _own_end(real))", "stop.expand(real.shape)"),
     Mutation("padding", ROWS, "_own_end(real), 0).amax", "_own_end(real) - 1, 0).amax"),
-    Mutation("padding", MASKS, "return real[:, None, None, :stop]", "return None; real[:, None]"),
+    Mutation("padding", MASKS, "return real.to(torch.int32)[:", "return None; real[:"),
     Mutation("padding", MASKS, "real[:, : int(stop)].all()", "real[:, : int(stop)].any()"),
     Mutation("packing", ROWS, "return Layout(_ends_of_documents(starts, real))", "pass"),
     Mutation("packing", ROWS, "cummin(1)", "cummax(1)"),
@@ -184,6 +209,19 @@ PLANTED = [
     Mutation("growing", CACHE, "if torch.is_grad_enabled() and (", "if False and ("),
     Mutation("growing", CACHE, "type(x) is DynamicLayer", "isinstance(x, DynamicLayer)"),
     Mutation("packing", MEMO, "known[0]() is x and", "known is not None and"),
+    Mutation("forwards", MEMO, "torch.equal(known[2], x)", "True"),
+    Mutation("forwards", MEMO, "_forwards += 1", "_forwards += 0"),
+    Mutation("forwards", MASKS, "if local_size == 1 and", "if False and"),
+    Mutation("forwards", MASKS, "elif int(tokens) > got:", "elif False:"),
+    Mutation("forwards", INPUTS, "if counted not in (keys, mask.shape[3]):", "if False:"),
+    Mutation("forwards", INPUTS, "(keys, mask.shape[3])", "(mask.shape[3],)"),
+    Mutation("support", SUPPORT, "refuse_model(config)", "pass"),
+    Mutation("support", SUPPORT, 'getattr(x, "_is_stateful", False)', "False"),
+    Mutation("support", SUPPORT, "if not model._can_set_attn_implementation():", "if False:"),
+    Mutation("support", SUPPORT, 'config._attn_implementation != "ridgeline"', "False"),
+    Mutation("support", SUPPORT, "if not torch.equal(first, other):", "if False:"),
+    Mutation("support", SUPPORT, "<= TOLERANCE *", "<= 9 *"),
+    Mutation("support", SUPPORT, "module.training = training", "pass"),
     Mutation("refusals", ROWS, "known = ~start | (new == 0)", "known = ~start | (new >= 0)"),
     Mutation("refusals", ROWS, "fine = shift == shift.gather(1, root)", "fine = shift <= shift"),
     Mutation(

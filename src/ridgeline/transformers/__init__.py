@@ -12,10 +12,18 @@ from ridgeline.transformers.attention import attention_forward
 from ridgeline.transformers.cache import GrowingCache
 from ridgeline.transformers.latent import use_latent_cache
 from ridgeline.transformers.masks import row_mask
+from ridgeline.transformers.support import check_model
 
 NAME = "ridgeline"
 
 AttentionInterface.register(NAME, attention_forward)
 AttentionMaskInterface.register(NAME, row_mask)
 
-__all__ = ["NAME", "GrowingCache", "attention_forward", "row_mask", "use_latent_cache"]
+__all__ = [
+    "NAME",
+    "GrowingCache",
+    "attention_forward",
+    "check_model",
+    "row_mask",
+    "use_latent_cache",
+]

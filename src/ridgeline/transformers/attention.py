@@ -65,7 +65,7 @@ def attention_forward(
     query, key, value = inputs.in_autocast(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     softcap = 0.0 if softcap is None else softcap
-    kind = inputs.kind_of(attention_mask, query)
+    kind = inputs.kind_of(attention_mask, query, key.shape[2])
     packed = cu_seq_lens_q is not None or cu_seq_lens_k is not None
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     few = query.shape[2] <= MAX_DECODE and not (learns or packed or subtree_end is not None)

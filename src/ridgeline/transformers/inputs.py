@@ -42,13 +42,20 @@ def refuse(
             raise NotImplementedError(f"{name}: head dims are at most {MAX_DIM}, got {x.shape[-1]}")
 
 
-def kind_of(mask: Tensor | None, query: Tensor) -> str | None:
-    """Which of ``row_mask``'s results this is."""
+def kind_of(mask: Tensor | None, query: Tensor, keys: int) -> str | None:
+    """Which of ``row_mask``'s results this is, for ``keys`` keys a row."""
     if mask is None:
         return None
     batch, length = query.shape[0], query.shape[2]
     if isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.dim() == 4:
         if mask.shape[:3] == (batch, 1, 1):
+            counted = mask.stride(0)
+            # A mask that was moved to another device does not tell.
+            if counted not in (keys, mask.shape[3]):
+                raise ValueError(
+                    f"attention_mask: expected [B, {keys}], a value for each token, got "
+                    f"[B, {counted}]"
+                )
             return "real"
         if mask.shape == (batch, 2, 1, 1):
             return "span"

@@ -4,7 +4,8 @@ Attention gets ``None`` or an int32 tensor of four dims, which transformers hand
 
 - ``None``: causal, aligned at the last key;
 - ``[B, 1, 1, n]``, real: 1 where a key is a token, 0 where it is padding; keys from n on, the free
-  end of a static cache, do not exist;
+  end of a static cache, do not exist. The stride of its rows is the number of all keys that
+  transformers counted;
 - ``[B, 2, 1, 1]``, span: the first real key of each row of a cache and the end of the last, with
   nothing but real keys between;
 - ``[B, 1, L, 1]``, documents: the number of each token's document, by transformers' rule that
@@ -20,6 +21,7 @@ from transformers import PreTrainedConfig
 from transformers.masking_utils import causal_mask_function
 
 from ridgeline.layers.rows import require
+from ridgeline.transformers.memo import new_forward
 
 MAX_DECODE = 16  # query tokens a step that still go to the decode kernels
 _LAYERS = {"full_attention", "sliding_attention"}
@@ -45,8 +47,8 @@ def row_mask(
         batch_size, q_length, kv_length: sizes of the queries and keys that attention will get.
         q_offset, kv_offset: position of the first of each; a static cache gives a tensor.
         mask_function: transformers' rule for one query and key. It is asked about neighbours only.
-        attention_mask: ``[B, n]`` bool of the whole sequence, False for padding; keys past n are
-            the free end of a static cache.
+        attention_mask: ``[B, n]`` bool of the whole sequence, False for padding; n is at least the
+            cached and new tokens, and keys past n are the free end of a static cache.
         local_size: keys that a query sees, itself included, where the mask has a window.
         use_vmap: set by transformers where a model brings a rule of its own.
         device: of the result.
@@ -55,8 +57,16 @@ def row_mask(
     Raises:
         NotImplementedError, ValueError: the model or the mask is one that this attention cannot do.
     """
+    new_forward()
     if config is not None:
         refuse_model(config)
+    if local_size == 1 and (isinstance(q_offset, Tensor) or q_offset > 0):
+        raise NotImplementedError(
+            "sliding_window: expected at least 2 behind cached tokens, got 1, with which caches of "
+            "transformers keep every token but count none"
+        )
+    if attention_mask is not None:
+        _check_length(attention_mask, q_offset + q_length)
     if use_vmap:
         raise NotImplementedError(
             "attn_implementation='ridgeline': expected a causal mask, got a model that combines it "
@@ -91,6 +101,19 @@ def refuse_model(config: PreTrainedConfig) -> None:
         )
     if getattr(config, "output_attentions", False):
         raise ValueError("output_attentions: expected False, no kernel stores probabilities")
+
+
+def _check_length(attention_mask: Tensor, tokens: int | Tensor) -> None:
+    """Whether ``[B, n]`` speaks of all ``tokens``, the cached and the new."""
+    message = "attention_mask: expected a value for each cached and each new token"
+    got = attention_mask.shape[1]
+    if isinstance(tokens, Tensor) and torch.compiler.is_compiling():
+        require(tokens <= got, f"{message}, got {got} a row")
+    elif int(tokens) > got:
+        raise ValueError(
+            f"{message}, [B, {int(tokens)}], got {list(attention_mask.shape)}; in a decode loop it "
+            "grows by what the model is given"
+        )
 
 
 def _documents(
@@ -143,8 +166,8 @@ def _visible(
     # Flags end with the last key, which says what a static cache holds.
     stop = kv_length if tight else int(stop)
     if real is None:
-        return torch.ones(batch, 1, 1, stop, dtype=torch.int32, device=device)
-    return real[:, None, None, :stop].to(torch.int32)
+        real = torch.ones(batch, kv_length, dtype=torch.int32, device=device)
+    return real.to(torch.int32)[:, None, None, :stop]
 
 
 def _keys(attention_mask: Tensor, offset: int, length: int) -> Tensor:
