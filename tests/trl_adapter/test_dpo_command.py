@@ -6,13 +6,14 @@ import sys
 import warnings
 
 import pytest
-from dpo_cases import preference_data, tiny_model, tokenizer
+from dpo_cases import LOSSES, preference_data, tiny_model, tokenizer
 from safetensors.torch import load_file
 from transformers.utils import logging
 
 from ridgeline.cli import main
 from ridgeline.training.continuations import continuation_pairs
 from ridgeline.training.data import Document
+from ridgeline.trl.command import DPOOptions
 
 SMALL = ["--batch", "4", "--lr", "1e-2", "--threads", "1", "--dtype", "fp32", "--eval-every", "2"]
 
@@ -89,6 +90,13 @@ def test_a_run_and_its_resumption(dpo, model, data, tmp_path):
     assert all(again[name].equal(x) for name, x in weights.items())
     assert rows(tmp_path / "whole" / "log.csv") == log
 
+    def times() -> dict:
+        return {x: x.stat().st_mtime_ns for x in (tmp_path / "whole").rglob("*")}
+
+    before = times()
+    assert "the run is finished" in dpo(model, data, tmp_path / "whole", *options, "--resume")
+    assert times() == before
+
 
 def test_layouts_train_the_same(dpo, model, data, tmp_path):
     options = [*SMALL, "--eval-fraction", "0", "--steps", "2"]
@@ -136,6 +144,11 @@ BAD_OPTIONS = {
     "dtype": (["--dtype", "fp8"], "dtype: expected bf16 or fp32, got 'fp8'"),
     "fraction": (["--eval-fraction", "1"], "eval_fraction: expected 0 <= eval_fraction < 1"),
     "resume": (["--resume"], "holds no checkpoint"),
+    "loss": (["--loss", "sigmoid, foo"], "loss: expected some of sigmoid, hinge, ipo"),
+    "lr": (["--lr", "nan"], "lr: expected a finite number, got nan"),
+    "no-lr": (["--lr", "0"], "lr: expected a number above 0, got 0.0"),
+    "beta": (["--beta", "-1"], "beta: expected a number above 0, got -1.0"),
+    "epochs": (["--epochs", "0"], "epochs: expected a number above 0, got 0.0"),
     "packing": (["--no-packing", "--packing-length", "99"], "expected None without packing"),
 }
 
@@ -147,8 +160,28 @@ def test_bad_options(case, dpo, model, data, tmp_path):
 
 
 def test_missing_files(dpo, model, data, tmp_path):
-    assert "does not exist" in dpo(model, tmp_path / "none.jsonl", tmp_path / "out", fails=True)
+    missing = tmp_path / "none.jsonl"
+    assert f"data: {missing} does not" in dpo(model, missing, tmp_path / "out", fails=True)
     assert "none" in dpo(tmp_path / "none", data, tmp_path / "out", *SMALL, fails=True)
+
+
+def test_folders_in_use(dpo, model, data, tmp_path):
+    error = dpo(model, data, data, *SMALL, fails=True)
+    assert f"out_dir: expected a folder, or a path where none is yet, got {data}" in error
+    for used in ("log.csv", "model/config.json", "checkpoints/last"):
+        path = tmp_path / used.replace("/", "-") / used
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        out = tmp_path / used.replace("/", "-")
+        error = dpo(model, data, out, *SMALL, fails=True)
+        assert f"out_dir: {out} already holds {used.split('/')[0]}; take another" in error
+        assert path.read_text() == "mine"
+
+
+def test_several_losses_may_have_spaces():
+    options = DPOOptions(loss=", ".join(LOSSES))
+    options.check()
+    assert options.losses == LOSSES
 
 
 SOURCE = '''

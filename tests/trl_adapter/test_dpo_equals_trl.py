@@ -202,3 +202,16 @@ def test_lora_with_the_adapter_disabled_as_reference(model, checkpointing, tmp_p
     assert_same_run(
         *both(tmp_path, model, ref=None, peft_config=lora, gradient_checkpointing=checkpointing)
     )
+
+
+@pytest.mark.parametrize("batch", [3, 4])
+def test_evaluation_on_streams(batch, tmp_path):
+    found = []
+    for shared in (True, False):
+        stream = preference_data(8, seed=1).to_iterable_dataset()
+        run = trainer(shared, tmp_path, eval_dataset=stream, per_device_eval_batch_size=batch)
+        other = preference_data(8, seed=2).to_iterable_dataset()
+        found.append((run.evaluate(), run.evaluate(other)))
+    for mine, other in zip(*found, strict=True):
+        for name in (name for name in other if not name.endswith(TIMES)):
+            assert mine[name] == pytest.approx(other[name], rel=1e-9, abs=TOLERANCE), name

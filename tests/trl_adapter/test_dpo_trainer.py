@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from dpo_cases import preference_data, tiny_model, tokenizer, trainer
 from peft import PromptTuningConfig
+from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.models.nemotron import NemotronConfig, NemotronForCausalLM
 
@@ -79,6 +80,57 @@ def test_pairs_are_counted(tmp_path, caplog):
     counts = run.pair_counts["train"]
     assert (counts.pairs, counts.dropped, counts.truncated, counts.equal) == (3, 1, 1, 1)
     assert "train dataset: 3 pairs, 1 dropped, 1 truncated, 1 equal" in caplog.text
+
+
+LAYOUTS = {
+    "shared": {},
+    "packed": {"prefix_sharing": False},
+    "unpacked": {"packing": False},
+    "cut": {"max_length": 9},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equal_responses_tie_exactly(layout, tmp_path):
+    options, pairs = LAYOUTS[layout], preference_data(8, seed=3).to_list()
+    for pair in pairs:
+        pair["prompt"] = "w1 w2 w3 "
+        pair["chosen"] = pair["rejected"] = "w4 w5 w6 w7 w8 w9 " + pair["chosen"]
+        if layout == "cut":  # after the 9 tokens that stay
+            pair["rejected"] += "w10"
+    data = Dataset.from_list(pairs)
+    run = trainer(
+        True,
+        tmp_path,
+        tiny_model("llama").float(),
+        data=data,
+        per_device_train_batch_size=4,
+        **options,
+    )
+    run.train()
+    for log in run.state.log_history[:2]:
+        assert (log["rewards/accuracies"], log["rewards/margins"]) == (0, 0)
+        assert log["rewards/chosen"] == log["rewards/rejected"] != 0
+        assert log["packing/shared_fraction"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["row_slots", "row_score_index", "row_counts"])
+def test_rows_that_were_cut_are_refused(name, tmp_path):
+    run = trainer(True, tmp_path)
+    batch = run.data_collator(list(run.train_dataset)[:3])
+    batch[name] = batch[name][:6]  # what accelerate's dispatch of batches would do
+    with pytest.raises(ValueError, match=rf"{name}: expected \[\d+\] entries, .* got \[6\]"):
+        run.compute_ref_log_probs(run.model, batch)
+    del batch[name]
+    with pytest.raises(ValueError, match=f"inputs: expected .* lacks {name}"):
+        run.compute_ref_log_probs(run.model, batch)
+
+
+def test_batches_are_not_dispatched(tmp_path, caplog):
+    run = trainer(True, tmp_path, accelerator_config={"dispatch_batches": True}, max_steps=1)
+    run.train()
+    assert "made with dispatch_batches=False" in caplog.text
+    assert run.state.log_history[0]["packing/shared_fraction"] > 0
 
 
 def test_streams(tmp_path):
@@ -257,6 +309,21 @@ def with_positions_of_the_row():
 
     model.model.rotary_emb.register_forward_pre_hook(count, with_kwargs=True)
     return model
+
+
+ARGUMENTS = {
+    "no-model": ({"model": None}, "model: expected a name, .* got None"),
+    "module": ({"model": nn.Linear(2, 2)}, "model: expected a name, .* got Linear"),
+    "named-reference": ({"ref_model": "gpt2"}, "ref_model: expected .* or None .* got 'gpt2'"),
+    "reference-module": ({"ref_model": nn.Linear(2, 2)}, "ref_model: expected .* got Linear"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_what_is_no_model(case):
+    given, message = ARGUMENTS[case]
+    with pytest.raises(TypeError, match=message):
+        PrefixSharedDPOTrainer(**({"model": "none"} | given), train_dataset=preference_data(2))
 
 
 MODELS = {

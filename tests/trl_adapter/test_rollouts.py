@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from dpo_cases import VOCAB, tiny_model, work_in_float64
+from transformers import MambaConfig, MambaForCausalLM
 
 from ridgeline.trl import rollout_logps
 
@@ -68,3 +69,19 @@ def test_bad_input():
         rollout_logps(model, [[4, 5]], [[[5], []]])
     with pytest.raises(ValueError, match="expected at most 3 tokens, the budget"):
         rollout_logps(model, [[4, 5]], [[[5, 6], [7]]], packing_length=3)
+
+
+def test_models_that_cannot():
+    model = MambaForCausalLM(MambaConfig(vocab_size=44, hidden_size=16, num_hidden_layers=1))
+    model.config._attn_implementation = "ridgeline"  # a name that it reports and does not use
+    with pytest.raises(ValueError, match="keep sequences of a row apart, got MambaModel"):
+        rollout_logps(model, [[4]], [[[5], [6]]])
+
+
+def test_a_model_is_tried_once(monkeypatch):
+    tried = []
+    monkeypatch.setattr("ridgeline.trl.rollouts.refuse_leaks", tried.append)
+    model = tiny_model("gla")
+    for _ in range(2):
+        rollout_logps(model, [[4]], [[[5]]])
+    assert tried == [model.base_model]

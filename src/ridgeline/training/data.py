@@ -90,22 +90,22 @@ def load_documents(paths: Sequence[str | Path]) -> list[Document]:
     return sorted(documents, key=lambda document: document.name)
 
 
-def read_text(path: str | Path) -> str:
-    """A UTF-8 text file. Errors name the file and, for bad UTF-8, the byte's offset."""
+def read_text(path: str | Path, name: str = "text") -> str:
+    """A UTF-8 text file. Errors name the argument ``name``, the file and a bad byte's offset."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"text: {path} does not exist")
+        raise FileNotFoundError(f"{name}: {path} does not exist")
     if not path.is_file():
-        raise ValueError(f"text: {path} is not a file")
+        raise ValueError(f"{name}: {path} is not a file")
     data = path.read_bytes()
     if not data:
-        raise ValueError(f"text: {path} is empty")
+        raise ValueError(f"{name}: {path} is empty")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = data[error.start]
         raise ValueError(
-            f"text: {path} is not UTF-8: byte 0x{byte:02x} at offset {error.start}"
+            f"{name}: {path} is not UTF-8: byte 0x{byte:02x} at offset {error.start}"
         ) from error
 
 

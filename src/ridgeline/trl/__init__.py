@@ -11,7 +11,7 @@
 | ``datasets`` | preference data: what is refused, what is counted |
 | ``probe`` | whether a model keeps the sequences of a row apart |
 | ``rollouts`` | log-probabilities of G rollouts a prompt, for GRPO |
-| ``command``, ``files``, ``plots`` | ``ridgeline dpo`` |
+| ``command``, ``run_folder``, ``files``, ``plots`` | ``ridgeline dpo`` |
 """
 
 from ridgeline.trl.config import PrefixSharedDPOConfig

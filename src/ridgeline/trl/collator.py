@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ridgeline.training.preference import Batch, Tree, collate, of_pair, of_responses
+from ridgeline.training.preference import Batch, Tree, collate, of_pair, of_responses, of_sequences
 
 # Names under which a batch carries its rows, see ``RowCollator``.
 INPUT_IDS = "row_input_ids"
@@ -31,6 +31,7 @@ class RowCollator:
     - ``row_slots [T]``: where each of them stands in TRL's flattened ``[2 N, S - 1]``;
     - ``row_counts [7]``: the fields of ``ridgeline.training.preference.rows.Counts``.
 
+    A pair of equal responses is computed once, so that its rewards tie exactly, as TRL's do.
     Of the layouts with and without sharing the smaller one is taken; a batch that neither makes
     smaller carries no rows.
 
@@ -54,21 +55,22 @@ class RowCollator:
         layouts = [self._trees(*pair) for pair in zip(chosen, rejected, strict=True)]
         rows = self._collate(layouts)
         if any(len(trees) == 2 for trees in layouts):
-            apart = [[_alone(x), _alone(y)] for x, y in zip(chosen, rejected, strict=True)]
+            apart = [_apart(*pair) for pair in zip(chosen, rejected, strict=True)]
             rows = min(rows, self._collate(apart), key=lambda x: x.counts.row_tokens)
         if rows.counts.row_tokens >= batch["input_ids"].numel():
             return batch
         return batch | self._tensors(rows, batch["completion_mask"])
 
     def _trees(self, chosen: "_Sequence", rejected: "_Sequence") -> list[Tree]:
-        """One tree of a pair that gains by sharing, else one for each response."""
+        """One tree of a pair that gains by sharing or is equal, else one for each response."""
         prompt = chosen.prompt
         # TRL's keep_end cuts the two sequences of a long pair at different tokens of the prompt.
-        if self.prefix_sharing and len(prompt) > 1 and torch.equal(prompt, rejected.prompt):
+        shares = len(prompt) > 1 and torch.equal(prompt, rejected.prompt)
+        if self.prefix_sharing and shares and not _equal(chosen, rejected):
             tree = of_pair(prompt, chosen.response, rejected.response)
             if self.packing_length is None or len(tree) <= self.packing_length:
                 return [tree]
-        return [_alone(chosen), _alone(rejected)]
+        return _apart(chosen, rejected)
 
     def _collate(self, layouts: list[list[Tree]]) -> Batch:
         trees = [tree for layout in layouts for tree in layout]
@@ -105,8 +107,18 @@ class _Sequence(NamedTuple):
     response: Tensor
 
 
-def _alone(sequence: _Sequence) -> Tree:
-    return of_responses(sequence.prompt, [sequence.response])
+def _equal(chosen: _Sequence, rejected: _Sequence) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(chosen, rejected, strict=True))
+
+
+def _apart(chosen: _Sequence, rejected: _Sequence) -> list[Tree]:
+    """A tree for each sequence of a pair, and one that is scored twice if they are equal.
+
+    Computed at two places of a row, equal responses would win over each other by rounding.
+    """
+    if _equal(chosen, rejected):
+        return [of_sequences([chosen, rejected])]
+    return [of_responses(x.prompt, [x.response]) for x in (chosen, rejected)]
 
 
 def _sequences(batch: Mapping[str, Any]) -> tuple[list[_Sequence], list[_Sequence]]:

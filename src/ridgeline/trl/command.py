@@ -26,15 +26,32 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from ridgeline.models.generate import default_model
+from ridgeline.ops.common import check
 from ridgeline.trl import PrefixSharedDPOConfig, PrefixSharedDPOTrainer
 from ridgeline.trl.files import load_pairs
 from ridgeline.trl.plots import plot, write_csv
+from ridgeline.trl.run_folder import CHECKPOINTS, LOG, MODEL, PLOT, is_finished, last_checkpoint
 
 SHIPPED = "shipped"
-MODEL, LOG, PLOT, CHECKPOINTS = "model", "log.csv", "curve.png", "checkpoints"
+LOSSES = (  # of TRL, which names them only in the error of a first step
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,23 @@ class DPOOptions:
     log_every: int = 1
     seed: int = 0
 
+    @property
+    def losses(self) -> list[str]:
+        """Names of the losses that are summed."""
+        return [name.strip() for name in self.loss.split(",")]
+
+    def check(self) -> None:
+        """Raises ``ValueError`` for a value that TRL would meet in its first step, or never."""
+        if self.dtype not in ("bf16", "fp32"):
+            raise ValueError(f"dtype: expected bf16 or fp32, got {self.dtype!r}")
+        for name in ("lr", "beta", "epochs"):
+            value = getattr(self, name)
+            if check.finite(name, value) <= 0:
+                raise ValueError(f"{name}: expected a number above 0, got {value}")
+        for name in self.losses:
+            if name not in LOSSES:
+                raise ValueError(f"loss: expected some of {', '.join(LOSSES)}, got {name!r}")
+
 
 def run(model: str, data: str, out_dir: Path, options: DPOOptions, *, resume: bool) -> None:
     """Trains, and leaves the model, a log and a plot in ``out_dir``.
@@ -78,18 +112,17 @@ def run(model: str, data: str, out_dir: Path, options: DPOOptions, *, resume: bo
         FileNotFoundError, ValueError, TypeError: a file or an option is not possible.
     """
     _quiet()
-    if options.dtype not in ("bf16", "fp32"):
-        raise ValueError(f"dtype: expected bf16 or fp32, got {options.dtype!r}")
+    options.check()
+    last = last_checkpoint(out_dir, resume=resume)
+    if last is not None and is_finished(out_dir, last, options.steps, options.epochs):
+        done = f"{out_dir}: the run is finished, nothing is left to do"
+        Console(highlight=False).print(done, soft_wrap=True)
+        return
     model = str(default_model()) if model == SHIPPED else model
     train, held_out = load_pairs(
         data, options.eval_fraction, count=options.pairs, seed=options.seed
     )
     args = _arguments(out_dir, options, evaluate=held_out is not None)
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if resume and last is None:
-        raise FileNotFoundError(f"resume: {args.output_dir} holds no checkpoint")
-    if last is not None and not resume:
-        raise ValueError(f"out_dir: {out_dir} holds {Path(last).name}; go on from it with --resume")
     trainer = PrefixSharedDPOTrainer(
         model,
         args=args,
@@ -106,7 +139,7 @@ def run(model: str, data: str, out_dir: Path, options: DPOOptions, *, resume: bo
     progress = DPOProgress(console)
     trainer.add_callback(progress)
     with progress.bar:
-        trainer.train(resume_from_checkpoint=last if resume else None)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if held_out is not None and "eval_loss" not in (trainer.state.log_history[-2:] or [{}])[0]:
         trainer.evaluate()
     trainer.save_model(str(out_dir / MODEL))
@@ -131,7 +164,7 @@ def _arguments(out_dir: Path, options: DPOOptions, *, evaluate: bool) -> PrefixS
         warmup_steps=options.warmup,
         lr_scheduler_type="cosine",
         beta=options.beta,
-        loss_type=options.loss.split(","),
+        loss_type=options.losses,
         label_smoothing=options.label_smoothing,
         max_length=options.max_length,
         prefix_sharing=options.prefix_sharing,

@@ -52,7 +52,7 @@ def load_pairs(
 
 def _read(path: Path) -> list[dict]:
     pairs: list[dict] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "data").splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -13,12 +13,15 @@ Everything between is TRL's and the model's own code, on as many tokens as there
 every metric, adapters, wrappers for data parallelism, automatic mixed precision.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from ridgeline.training.preference import Counts
+from ridgeline.training.preference.trees import IGNORE
 from ridgeline.trl import collator
 
 
@@ -48,6 +51,7 @@ class RowForward:
         if not rows or not kwargs.get("fused_lm_head"):
             return args, kwargs
         labels = kwargs.pop("labels")[:, 1:]
+        _check_rows(rows, labels)
         del kwargs["attention_mask"]
         self._shape, self._slots = labels.shape, rows[collator.SLOTS]
         self._score_index = rows[collator.SCORE_INDEX]
@@ -76,3 +80,21 @@ class RowForward:
         output.label_mask = torch.zeros(self._shape, dtype=torch.bool, device=slots.device)
         output.label_mask[places] = True
         return output
+
+
+def _check_rows(rows: dict[str, Tensor], labels: Tensor) -> None:
+    """Refuses rows that something between the collator and the model has cut."""
+    missing = [name for name in collator.ROW_NAMES if name not in rows]
+    if missing:
+        raise ValueError(f"inputs: expected {', '.join(collator.ROW_NAMES)}, lacks {missing[0]}")
+    scored = int((labels != IGNORE).sum())
+    for name, expected in (
+        (collator.SLOTS, scored),
+        (collator.SCORE_INDEX, scored),
+        (collator.COUNTS, len(fields(Counts))),
+    ):
+        if rows[name].shape != (expected,):
+            raise ValueError(
+                f"{name}: expected [{expected}] entries, as the collator makes them, got "
+                f"{list(rows[name].shape)}; a loader that slices batches cuts their rows"
+            )

@@ -43,5 +43,6 @@ def _last_state(decoder: nn.Module, tree: Tree) -> Tensor:
 def _refusal(decoder: nn.Module, why: str) -> ValueError:
     return ValueError(
         f"model: expected a decoder that can keep sequences of a row apart, got "
-        f"{type(decoder).__name__}: {why}; set prefix_sharing and packing to False to train it"
+        f"{type(decoder).__name__}: {why}; the trainer takes it with prefix_sharing and packing "
+        "set to False"
     )

@@ -7,6 +7,7 @@ gradients under the policy in training. All three are this function.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from ridgeline.training.preference import (
     scored,
     token_logps,
 )
+from ridgeline.trl.probe import refuse_leaks
+
+# Some models take the name of an attention and do not use it: each is tried once.
+_PROBED: WeakSet[PreTrainedModel] = WeakSet()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +68,8 @@ def rollout_logps(
 
     Raises:
         TypeError, ValueError: a prompt or rollout is empty or holds no token ids, a prompt with its
-            rollouts is longer than ``packing_length``, or the model's attention is another.
+            rollouts is longer than ``packing_length``, the model's attention is another, or it does
+            not keep the sequences of a row apart.
     """
     if len(prompts) != len(rollouts):
         raise ValueError(
@@ -75,6 +81,9 @@ def rollout_logps(
             "model: expected the attention 'ridgeline' (model.set_attn_implementation), got "
             f"{text._attn_implementation!r}"
         )
+    if model not in _PROBED:
+        refuse_leaks(model.base_model)
+        _PROBED.add(model)
     trees = [of_responses(*group) for group in zip(prompts, rollouts, strict=True)]
     budget = packing_length or sum(map(len, trees))
     batch = collate(trees, budget=budget).to(model.device)

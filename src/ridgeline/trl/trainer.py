@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -82,6 +83,7 @@ class PrefixSharedDPOTrainer(DPOTrainer):
         quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
+        _check_models(model, ref_model)
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = PrefixSharedDPOConfig(f"{name.split('/')[-1]}-DPO")
@@ -137,6 +139,13 @@ class PrefixSharedDPOTrainer(DPOTrainer):
             self._tokenizer.pad_token_id,
             self.args.pad_to_multiple_of or 1,
         )
+        # A loader that dispatches batches cuts all their tensors to as many entries, rows to 2 N.
+        loading = self.accelerator.dataloader_config
+        if loading.dispatch_batches:
+            logger.warning(
+                "accelerator_config: batches with rows are made with dispatch_batches=False"
+            )
+        loading.dispatch_batches = False
         # The policy is still whole here, except under ZeRO-3; the reference may be sharded already.
         if not self.is_deepspeed_enabled:
             refuse_leaks(_causal(self.model).base_model)
@@ -202,7 +211,8 @@ class PrefixSharedDPOTrainer(DPOTrainer):
     def _log_layout(self, mode: str, inputs: dict[str, Any]) -> None:
         logical = inputs["attention_mask"].sum()
         if COUNTS in inputs:
-            counts = Counts(*inputs[COUNTS].unbind())
+            names = (field.name for field in fields(Counts))
+            counts = Counts(**dict(zip(names, inputs[COUNTS].unbind(), strict=True)))
             rows, physical, computed = counts.rows, counts.physical_tokens, counts.row_tokens
         else:
             ids = inputs["input_ids"]
@@ -226,6 +236,25 @@ def _causal(model: nn.Module) -> PreTrainedModel:
 
 def _num_pairs(batch: dict[str, Any]) -> int:
     return batch["input_ids"].shape[0] // 2
+
+
+def _check_models(model: Any, ref_model: Any) -> None:
+    expected = "a causal language model of transformers, or a PEFT model of one"
+    if not isinstance(model, str) and not _is_model(model):
+        raise TypeError(f"model: expected a name, {expected}, got {_kind(model)}")
+    if ref_model is not None and not _is_model(ref_model):
+        raise TypeError(
+            f"ref_model: expected {expected}, or None for the weights that model begins with, got "
+            f"{_kind(ref_model)}"
+        )
+
+
+def _is_model(model: Any) -> bool:
+    return isinstance(model, nn.Module) and isinstance(_causal(model), PreTrainedModel)
+
+
+def _kind(x: Any) -> str:
+    return repr(x) if x is None or isinstance(x, str) else type(x).__name__
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
