@@ -42,6 +42,17 @@ def test_values_are_compared_within_a_forward() -> None:
     assert total(torch.sum, x) == 7
 
 
+def test_another_tensor_is_another_input() -> None:
+    """Also where values are not compared, as on the meta device."""
+    results, total = iter(range(3)), memo.Memo()
+    x, y = (torch.ones(3, device="meta") for _ in range(2))
+
+    def count(_: torch.Tensor) -> int:
+        return next(results)
+
+    assert [total(count, z) for z in (x, x, y)] == [0, 0, 1]
+
+
 def test_a_new_forward_forgets() -> None:
     """On devices whose values are not compared nothing else tells."""
     x, total = torch.ones(3), memo.Memo()

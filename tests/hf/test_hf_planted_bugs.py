@@ -97,6 +97,7 @@ def find_forwards() -> None:
     llama = model("llama", torch.float32)
     forwards.test_positions_that_are_written_through_numpy(llama)
     forwards.test_values_are_compared_within_a_forward()
+    forwards.test_another_tensor_is_another_input()
     forwards.test_a_new_forward_forgets()
     for kind in (forwards.DynamicCache, forwards.StaticCache):
         forwards.test_a_mask_that_does_not_grow_with_the_cache(llama, kind)
@@ -208,7 +209,7 @@ PLANTED = [
     Mutation("growing", CACHE, "torch.inference_mode(False)", "torch.no_grad()"),
     Mutation("growing", CACHE, "if torch.is_grad_enabled() and (", "if False and ("),
     Mutation("growing", CACHE, "type(x) is DynamicLayer", "isinstance(x, DynamicLayer)"),
-    Mutation("packing", MEMO, "known[0]() is x and", "known is not None and"),
+    Mutation("forwards", MEMO, "known[0]() is x and", "known is not None and"),
     Mutation("forwards", MEMO, "torch.equal(known[2], x)", "True"),
     Mutation("forwards", MEMO, "_forwards += 1", "_forwards += 0"),
     Mutation("forwards", MASKS, "if local_size == 1 and", "if False and"),
@@ -281,10 +282,11 @@ def test_a_planted_bug_is_found(bug: Mutation, monkeypatch: pytest.MonkeyPatch) 
                     AttentionInterface if name == "attention_forward" else AttentionMaskInterface
                 )
                 monkeypatch.setattr(module, name, current._global_mapping["ridgeline"])
+    monkeypatch.setattr(support, "check_model", sys.modules["ridgeline.transformers"].check_model)
     with pytest.raises((Exception, pytest.fail.Exception)):
         FINDERS[bug.finder]()
 
 
-@pytest.mark.parametrize("finder", ["refusals", "growing"])
+@pytest.mark.parametrize("finder", ["refusals", "growing", "forwards", "support"])
 def test_without_a_bug_nothing_is_found(finder: str) -> None:
     FINDERS[finder]()

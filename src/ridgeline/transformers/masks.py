@@ -108,7 +108,7 @@ def _check_length(attention_mask: Tensor, tokens: int | Tensor) -> None:
     message = "attention_mask: expected a value for each cached and each new token"
     got = attention_mask.shape[1]
     if isinstance(tokens, Tensor) and torch.compiler.is_compiling():
-        require(tokens <= got, f"{message}, got {got} a row")
+        require(tokens <= got, f"{message}, got fewer")
     elif int(tokens) > got:
         raise ValueError(
             f"{message}, [B, {int(tokens)}], got {list(attention_mask.shape)}; in a decode loop it "
