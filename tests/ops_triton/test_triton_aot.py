@@ -4,6 +4,7 @@
 the expectations again: look at what changed.
 """
 
+import fcntl
 import json
 import os
 import subprocess
@@ -29,14 +30,23 @@ SPILLS = 32  # bytes a thread: what is put aside once, not for every tile
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """Compiled anew by a process without the interpreter."""
-    folder = tmp_path_factory.mktemp("aot")
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "triton_aot"
+    folder.mkdir(exist_ok=True)
     written = folder / "resources.json"
+    with (folder / "lock").open("w") as lock:  # one process of a parallel run compiles
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not written.exists():
+            _compile_all(folder, written)
+    return json.loads(written.read_text())
+
+
+def _compile_all(folder: Path, written: Path) -> None:
     source = Path(__file__).parents[2] / "src"
     environment = os.environ | {"TRITON_CACHE_DIR": str(folder), "PYTHONPATH": str(source)}
     environment["TRITON_INTERPRET"] = "0"
     command = [sys.executable, "-m", "ridgeline.testing.triton_aot", "--write", str(written)]
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=900)
-    return json.loads(written.read_text())
 
 
 def test_resources_are_as_expected(found: dict[str, dict]) -> None:

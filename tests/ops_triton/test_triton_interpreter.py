@@ -5,6 +5,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.experimental.gluon import language as gl
 
 import ridgeline
 from ridgeline.ops.common import device
@@ -88,3 +89,8 @@ def test_auto_never_takes_the_interpreter() -> None:
     assert device.unsupported(q, q, (8,), interpret=True) is None
     assert "runs on a CUDA device" in device.unsupported(q, q, (8,), interpret=False)
     assert ridgeline.merge(torch.zeros(2, 3), torch.zeros(2))[0].shape == (3,)
+
+
+def test_types_of_gluon_keep_their_own_names() -> None:
+    layout = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    assert "BlockedLayout" in gl.distributed_type(gl.float32, [64, 64], layout).name

@@ -98,4 +98,8 @@ def _types_are_made_once() -> None:
     interpreter._get_np_dtype = get_np_dtype
     core.tensor.__init__ = make_tensor
     core.block_type.__init__ = make_block
-    core.block_type.name = property(lambda self: f"<{self.shape}, {self.element_ty}>")
+    # Gluon's types derive from this one and set a name of their own.
+    core.block_type.name = property(
+        lambda self: vars(self).get("name") or f"<{self.shape}, {self.element_ty}>",
+        lambda self, name: vars(self).update(name=name),
+    )
