@@ -24,6 +24,7 @@ CALLS: Calls = {
     "mha-8-d256-causal": ((90,), lambda: call(8, 8, 256, 256, BF16)),
     # Large, unrolled code without matrix units: on demand, by ``--arch``.
     "mha-8-d64-float32": ((), lambda: call(8, 8, 64, 64, F32, causal=False)),
+    "mha-8-d128-float32": ((), lambda: call(8, 8, 128, 128, F32, causal=False)),
 }
 
 
