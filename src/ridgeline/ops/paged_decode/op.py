@@ -60,6 +60,9 @@ def _run(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     out, lse = empty_outputs(q, v_cache.shape[-1])
+    inputs = (q, k_cache, v_cache, block_table, cache_seqlens)
+    options = (softmax_scale, causal, window_left, window_right, softcap)
+    scales = (k_scale, v_scale)
     choice = pick(
         impl,
         {
@@ -76,72 +79,11 @@ def _run(
         case "triton":
             from ridgeline.ops.paged_decode import triton
 
-            triton.paged_decode(
-                q,
-                k_cache,
-                v_cache,
-                block_table,
-                cache_seqlens,
-                softmax_scale,
-                causal,
-                window_left,
-                window_right,
-                softcap,
-                k_scale,
-                v_scale,
-                num_splits,
-                out,
-                lse,
-            )
+            triton.paged_decode(*inputs, *options, *scales, num_splits, out, lse)
         case "hopper":
-            hopper.paged_decode(
-                q,
-                k_cache,
-                v_cache,
-                block_table,
-                cache_seqlens,
-                softmax_scale,
-                causal,
-                window_left,
-                window_right,
-                softcap,
-                k_scale,
-                v_scale,
-                num_splits,
-                out,
-                lse,
-            )
+            hopper.paged_decode(*inputs, *options, *scales, num_splits, out, lse)
         case "cpu":
-            cpu.paged_decode(
-                q,
-                k_cache,
-                v_cache,
-                block_table,
-                cache_seqlens,
-                softmax_scale,
-                causal,
-                window_left,
-                window_right,
-                softcap,
-                num_splits,
-                out,
-                lse,
-            )
+            cpu.paged_decode(*inputs, *options, num_splits, out, lse)
         case "reference":
-            reference.paged_decode(
-                q,
-                k_cache,
-                v_cache,
-                block_table,
-                cache_seqlens,
-                softmax_scale,
-                causal,
-                window_left,
-                window_right,
-                softcap,
-                k_scale,
-                v_scale,
-                out,
-                lse,
-            )
+            reference.paged_decode(*inputs, *options, *scales, out, lse)
     return out, lse

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ridgeline.ops.attention.triton.config import AttentionConfig, Pass, config_for
+from ridgeline.ops.attention.triton.config import AttentionConfig, config_for
 from ridgeline.ops.attention.triton.tiles import (
     Problem,
     cap_slope,
@@ -28,7 +28,7 @@ from ridgeline.ops.attention.triton.tiles import (
     row_offsets,
     row_range,
 )
-from ridgeline.ops.common.device import launcher, next_power_of_2, pieces
+from ridgeline.ops.common.device import launcher, next_power_of_2
 from ridgeline.ops.common.triton import LOG2_E, dot, store_columns
 
 DELTA_ROWS = 32  # of one program of the kernel that computes delta
@@ -608,23 +608,8 @@ def backward(
         )
     inputs = (q, k, v, dout, delta, shift)
     strides = [n for x in (q, k, v, dout) for n in problem.strides(x)]
-
-    def constants(kernel: Pass) -> dict[str, int]:
-        chosen = config or config_for(q, k, v, kernel)
-        (k0, k1), (v0, v1) = pieces(q.shape[-1]), pieces(v.shape[-1])
-        return problem.constants | {
-            "K0": k0,
-            "K1": k1,
-            "V0": v0,
-            "V1": v1,
-            "BLOCK_M": chosen.block_m,
-            "BLOCK_N": chosen.block_n,
-            "num_warps": chosen.num_warps,
-            "num_stages": chosen.num_stages,
-        }
-
     if (dk is not None or dv is not None) and k.numel():
-        options = constants("dkdv")
+        options = problem.constants_of(config or config_for(q, k, v, "dkdv"))
         tiles = problem.tiles(problem.key_len, options["BLOCK_N"])
         dkdv_kernel[(tiles * problem.kv_heads,)](
             *inputs,
@@ -638,7 +623,7 @@ def backward(
             **options,
         )
     if dq is not None and q.numel():
-        options = constants("dq")
+        options = problem.constants_of(config or config_for(q, k, v, "dq"))
         for band in problem.bands(options["BLOCK_M"], options["BLOCK_N"]):
             dq_kernel[(band[-1] * problem.kv_heads,)](
                 *inputs,

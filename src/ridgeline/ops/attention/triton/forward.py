@@ -19,7 +19,7 @@ from ridgeline.ops.attention.triton.tiles import (
     output_rows,
     row_offsets,
 )
-from ridgeline.ops.common.device import launcher, pieces
+from ridgeline.ops.common.device import launcher
 from ridgeline.ops.common.triton import dot, natural_lse, store_columns
 
 CAREFUL_ROWS = tl.constexpr(16)  # of a tile that is gone over again
@@ -466,7 +466,6 @@ def forward(
     )
     if lse.numel() == 0:
         return
-    (k0, k1), (v0, v1) = pieces(q.shape[-1]), pieces(v.shape[-1])
     for band in problem.bands(config.block_m, config.block_n):
         forward_kernel[(band[-1] * problem.kv_heads,)](
             q,
@@ -480,13 +479,5 @@ def forward(
             *problem.strides(q),
             *problem.strides(k),
             *problem.strides(v),
-            K0=k0,
-            K1=k1,
-            V0=v0,
-            V1=v1,
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            **problem.constants,
+            **problem.constants_of(config),
         )

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ridgeline.ops.attention.triton.config import AttentionConfig
+from ridgeline.ops.common.device import pieces
 from ridgeline.ops.common.triton import LOG2_E, tanh
 
 SEQUENCES = 128  # whose starts are read at a time
@@ -433,11 +435,16 @@ class Problem:
             self.query_len,
             self.key_len,
         )
+        (k0, k1), (v0, v1) = pieces(q.shape[-1]), pieces(v.shape[-1])
         self.constants = {
             "KV_HEADS": self.kv_heads,
             "GROUP": self.group,
             "DIM": q.shape[-1],
             "VALUE_DIM": v.shape[-1],
+            "K0": k0,
+            "K1": k1,
+            "V0": v0,
+            "V1": v1,
             "PACKED": packed,
             "LEFT": left >= 0,
             "RIGHT": right >= 0,
@@ -445,6 +452,15 @@ class Problem:
             "SOFTCAP": softcap > 0,
             "SCALED": scaled,
             "SEQUENCES": SEQUENCES,
+        }
+
+    def constants_of(self, config: AttentionConfig) -> dict[str, int]:
+        """What a kernel is compiled for: the call's and its tiling."""
+        return self.constants | {
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
         }
 
     def tiles(self, length: int, block: int) -> int:
