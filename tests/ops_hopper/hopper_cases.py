@@ -1,17 +1,14 @@
 """Cases of the Hopper kernels, and running them."""
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ridgeline.ops.common.triton import INTERPRETED
-from ridgeline.ops.paged_decode import hopper as paged_hopper
-from ridgeline.ops.tied_decode import hopper as tied_hopper
 from ridgeline.testing import PagedCase, TiedCase, paged_case, tied_case
-from ridgeline.testing.run import _on, _scale
+from ridgeline.testing.run import _on, launch
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAKERS = [paged_case, tied_case]
@@ -63,53 +60,6 @@ def run(
         from ridgeline.testing.gluon import interpreted
 
         with interpreted(seed=seed):
-            return launch(case, fill, changes)
-    out, lse = launch(_on("cuda", case), fill, changes)
+            return launch(case, "hopper", fill, **changes)
+    out, lse = launch(_on("cuda", case), "hopper", fill, **changes)
     return out.cpu(), lse.cpu()
-
-
-def launch(
-    case: PagedCase | TiedCase, fill: float, changes: dict[str, int]
-) -> tuple[Tensor, Tensor]:
-    lse = torch.full(case.q.shape[:3], fill, device=case.q.device)
-    if isinstance(case, TiedCase):
-        config = tied_hopper.config_for(case.q_nope, case.q_rope, case.state_cache)
-        out = case.q.new_full((*lse.shape, case.state_cache.shape[-1]), fill)
-        tied_hopper.tied_decode(
-            case.q_nope,
-            case.q_rope,
-            case.state_cache,
-            case.rope_cache,
-            case.block_table,
-            case.cache_seqlens,
-            case.scale,
-            case.causal,
-            _scale(case, "state_scale"),
-            case.num_splits,
-            out,
-            lse,
-            config=replace(config, **changes),
-        )
-        return out, lse
-    config = paged_hopper.config_for(case.q, case.k_cache, case.v_cache.shape[-1])
-    out = case.q.new_full((*lse.shape, case.v_cache.shape[-1]), fill)
-    left, right = (-1 if side is None else side for side in case.window or (None, None))
-    paged_hopper.paged_decode(
-        case.q,
-        case.k_cache,
-        case.v_cache,
-        case.block_table,
-        case.cache_seqlens,
-        case.scale,
-        case.causal,
-        left,
-        right,
-        case.softcap,
-        _scale(case, "k_scale"),
-        _scale(case, "v_scale"),
-        case.num_splits,
-        out,
-        lse,
-        config=replace(config, **changes),
-    )
-    return out, lse

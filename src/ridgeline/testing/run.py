@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -89,28 +90,38 @@ def _run_public(case: DecodeCase, impl: str, *_: float) -> tuple[Tensor, Tensor]
 
 
 def _run_triton(case: DecodeCase, tile: str, prefetch: int, fill: float) -> tuple[Tensor, Tensor]:
-    rows, splits = case.q.shape[:3], case.num_splits
+    return launch(case, "triton", fill, block_n=int(tile), prefetch=prefetch)
+
+
+def launch(
+    case: DecodeCase, impl: str, fill: float = torch.nan, **changes: int
+) -> tuple[Tensor, Tensor]:
+    """``out`` and ``lse`` of a direct call of a GPU's kernel, where the tensors of the case are.
+
+    Args:
+        case: of a decode operation.
+        impl: "triton" or "hopper".
+        fill: what the outputs hold before.
+        changes: fields of the tiling that replace those chosen for the case.
+    """
+    rows = case.q.shape[:3]
     lse = torch.full(rows, fill, device=case.q.device)
     if isinstance(case, TiedCase):
-        from ridgeline.ops.tied_decode import triton as tied_triton
-
-        out = case.q.new_full((*rows, case.state_cache.shape[-1]), fill)
-        config = tied_triton.config_for(case.q_nope, case.q_rope, case.state_cache)
-        options = (case.scale, case.causal, _scale(case, "state_scale"), splits, out, lse)
-        config = replace(config, block_n=int(tile), prefetch=prefetch)
-        tied_triton.tied_decode(*_tied(case), *options, config=config)
-        return out, lse
-    from ridgeline.ops.paged_decode import triton as paged_triton
-
-    value_dim = case.v_cache.shape[-1]
+        name, value_dim = "tied_decode", case.state_cache.shape[-1]
+        inputs, tiled_by = _tied(case), _tied(case)[:3]
+        options = (case.scale, case.causal)
+        scales = (_scale(case, "state_scale"),)
+    else:
+        name, value_dim = "paged_decode", case.v_cache.shape[-1]
+        inputs = (case.q, case.k_cache, case.v_cache, case.block_table, case.cache_seqlens)
+        tiled_by = (case.q, case.k_cache, value_dim)
+        left, right = (-1 if side is None else side for side in case.window or (None, None))
+        options = (case.scale, case.causal, left, right, case.softcap)
+        scales = (_scale(case, "k_scale"), _scale(case, "v_scale"))
+    module = import_module(f"ridgeline.ops.{name}.{impl}")
     out = case.q.new_full((*rows, value_dim), fill)
-    config = paged_triton.config_for(case.q, case.k_cache, value_dim)
-    left, right = (-1 if side is None else side for side in case.window or (None, None))
-    tensors = (case.q, case.k_cache, case.v_cache, case.block_table, case.cache_seqlens)
-    scales = (_scale(case, "k_scale"), _scale(case, "v_scale"))
-    options = (case.scale, case.causal, left, right, case.softcap, *scales, splits, out, lse)
-    config = replace(config, block_n=int(tile), prefetch=prefetch)
-    paged_triton.paged_decode(*tensors, *options, config=config)
+    config = replace(module.config_for(*tiled_by), **changes)
+    getattr(module, name)(*inputs, *options, *scales, case.num_splits, out, lse, config=config)
     return out, lse
 
 
