@@ -29,29 +29,13 @@ from transformers import (
 
 from ridgeline.models.generate import default_model
 from ridgeline.ops.common import check
+from ridgeline.training.preference.losses import LOSSES
 from ridgeline.trl import PrefixSharedDPOConfig, PrefixSharedDPOTrainer
 from ridgeline.trl.files import load_pairs
 from ridgeline.trl.plots import plot, write_csv
 from ridgeline.trl.run_folder import CHECKPOINTS, LOG, MODEL, PLOT, is_finished, last_checkpoint
 
 SHIPPED = "shipped"
-LOSSES = (  # of TRL, which names them only in the error of a first step
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-)
 
 
 @dataclass(frozen=True)
