@@ -1,5 +1,4 @@
 import pytest
-import torch
 from fake_gpu import FakeGpu
 
 from ridgeline.bench import decode
@@ -19,14 +18,10 @@ TINY = {"sizes": ((1, 96), (2, 48)), "head_dim": 16, "page_size": 5, "reps": 2}
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Tiny roofs and few cache copies: nothing here is timed."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.setattr(decode, "cold_bytes", lambda: 1000)
     for name in ("GEMM_SIZE", "GPU_GEMM_SIZE"):
         monkeypatch.setattr(roofs, name, 32)
     monkeypatch.setattr(roofs, "COPY_BYTES", 1024)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

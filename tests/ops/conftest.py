@@ -4,19 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from core_mutation import build_base
 
 from ridgeline.testing.run import attention_implementations, cpu_implementations, implementations
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    """Every test starts from one thread and may choose another number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ridgeline.ops.common.triton import INTERPRETED
 from ridgeline.testing import PagedCase, TiedCase, paged_case, tied_case
-from ridgeline.testing.run import _on, launch
+from ridgeline.testing.run import launch_decode, on_device
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAKERS = [paged_case, tied_case]
@@ -60,6 +60,6 @@ def run(
         from ridgeline.testing.gluon import interpreted
 
         with interpreted(seed=seed):
-            return launch(case, "hopper", fill, **changes)
-    out, lse = launch(_on("cuda", case), "hopper", fill, **changes)
+            return launch_decode(case, "hopper", fill, **changes)
+    out, lse = launch_decode(on_device("cuda", case), "hopper", fill, **changes)
     return out.cpu(), lse.cpu()

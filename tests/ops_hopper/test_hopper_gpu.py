@@ -6,7 +6,7 @@ from hopper_cases import MAKERS, run, small
 
 import ridgeline
 from ridgeline.testing import assert_matches, paged_case
-from ridgeline.testing.run import _on
+from ridgeline.testing.run import on_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a Hopper GPU")
 
@@ -24,9 +24,9 @@ def public(case):
 @pytest.mark.parametrize("num_splits", [0, 1, 3])
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_graph_replays_with_other_lengths(make, num_splits: int) -> None:
-    case = _on("cuda", small(make, 0, lengths=[900, 7, 4000], num_splits=num_splits))
+    case = on_device("cuda", small(make, 0, lengths=[900, 7, 4000], num_splits=num_splits))
     call = public(case)
-    assert_matches(_on("cpu", case), *(x.cpu() for x in call()))
+    assert_matches(on_device("cpu", case), *(x.cpu() for x in call()))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = call()

@@ -4,7 +4,6 @@
 """
 
 import pytest
-import torch
 
 from ridgeline.ops.common.triton import INTERPRETED
 from ridgeline.testing.run import triton_implementations
@@ -13,14 +12,6 @@ if INTERPRETED:
     from ridgeline.testing.triton_interpreter import prepare
 
     prepare()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

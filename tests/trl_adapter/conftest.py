@@ -1,4 +1,4 @@
-"""Before TRL is imported: no network and no progress bars. A run of a test has one thread."""
+"""Before TRL is imported: no network and no progress bars."""
 
 import gc
 import os
@@ -8,19 +8,10 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import datasets
 import pytest
-import torch
 from trl.trainer import base_trainer
 
 datasets.disable_progress_bars()
 gc.freeze()  # every run ends with a full collection, which would walk all that was imported
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

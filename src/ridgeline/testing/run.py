@@ -64,7 +64,7 @@ def run(
     """
     name, _, detail = impl.partition("-")
     if name == "triton":
-        case = _on("cuda" if torch.cuda.is_available() else "cpu", case)
+        case = on_device("cuda" if torch.cuda.is_available() else "cpu", case)
     if isinstance(case, MergeCase):
         result = _run_triton_merge(case) if name == "triton" else merge(case.outs, case.lses)
     elif isinstance(case, AttentionCase):
@@ -90,10 +90,10 @@ def _run_public(case: DecodeCase, impl: str, *_: float) -> tuple[Tensor, Tensor]
 
 
 def _run_triton(case: DecodeCase, tile: str, prefetch: int, fill: float) -> tuple[Tensor, Tensor]:
-    return launch(case, "triton", fill, block_n=int(tile), prefetch=prefetch)
+    return launch_decode(case, "triton", fill, block_n=int(tile), prefetch=prefetch)
 
 
-def launch(
+def launch_decode(
     case: DecodeCase, impl: str, fill: float = torch.nan, **changes: int
 ) -> tuple[Tensor, Tensor]:
     """``out`` and ``lse`` of a direct call of a GPU's kernel, where the tensors of the case are.
@@ -132,7 +132,7 @@ def _scale(case: DecodeCase, name: str) -> Tensor | None:
     return torch.tensor(value, dtype=torch.float32, device=case.q.device)
 
 
-def _on(device: str, case: Case) -> Case:
+def on_device(device: str, case: Case) -> Case:
     """The case with its tensors on ``device``: the same strides in the same memory around them."""
     moved = {}
     for field in fields(case):
@@ -197,7 +197,9 @@ def _run_attention(
 def _run_attention_core(
     case: AttentionCase, isa: str, fill: float, gradients: bool
 ) -> tuple[Tensor, ...]:
-    return _launch(attention_cpu.forward, attention_cpu.backward, case, fill, gradients, isa=isa)
+    return _launch_attention(
+        attention_cpu.forward, attention_cpu.backward, case, fill, gradients, isa=isa
+    )
 
 
 def _run_attention_triton(
@@ -208,10 +210,12 @@ def _run_attention_triton(
 
     rows, _, tokens = tile.rpartition("x")
     config = AttentionConfig(int(rows or tokens), int(tokens), num_warps=4, num_stages=1)
-    return _launch(forward.forward, backward.backward, case, fill, gradients, config=config)
+    return _launch_attention(
+        forward.forward, backward.backward, case, fill, gradients, config=config
+    )
 
 
-def _launch(
+def _launch_attention(
     forward: Callable[..., None],
     backward: Callable[..., None],
     case: AttentionCase,
