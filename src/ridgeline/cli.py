@@ -370,6 +370,99 @@ def bench_e2e(
     bench_end_to_end(shape, table.console(), csv=csv, json=json)
 
 
+study_app = typer.Typer(help="Train many small models to compare them.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+
+
+@study_app.command("quality")
+def study_quality(
+    out_dir: Annotated[Path, typer.Argument(help="Folder of the runs; finished ones are kept.")],
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="UTF-8 text files. [default: Python's standard library]"),
+    ] = None,
+    variants: Annotated[
+        str, typer.Option(help="Kinds of attention, in this order.")
+    ] = "mha,mqa,gqa,gta,mla,gla",
+    seeds: Annotated[int, typer.Option(help="Runs of each, seeds 0, 1, ...")] = 3,
+    workers: Annotated[int, typer.Option(help="Processes of one thread, a run each.")] = 1,
+    hidden_size: Annotated[int, typer.Option(help="Width of the models.")] = 128,
+    intermediate_size: Annotated[
+        int, typer.Option(help="Width of MHA's MLP; the others' are wider.")
+    ] = 344,
+    layers: Annotated[int, typer.Option(help="Decoder layers.")] = 4,
+    heads: Annotated[int, typer.Option(help="Query heads.")] = 8,
+    kv_heads: Annotated[int, typer.Option(help="Cached heads of gqa and gta.")] = 4,
+    latent_heads: Annotated[int, typer.Option(help="Latent heads of gla.")] = 2,
+    q_rank: Annotated[
+        int | None, typer.Option(help="Rank of mla's and gla's query. [default: half the width]")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
+    context: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
+    batch: Annotated[int, typer.Option(help="Windows of a step.")] = 4,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = 500,
+    lr: Annotated[float, typer.Option(help="Peak of the learning rate, of all alike.")] = 4e-3,
+    warmup: Annotated[int, typer.Option(help="Steps until the peak.")] = 50,
+    dtype: Annotated[str, typer.Option(help="bf16 (float32 master weights) or fp32.")] = "fp32",
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    csv: Csv = None,
+    plot: Plot = None,
+) -> None:
+    """Train every variant at MHA's size on the same tokens: held-out loss beside cache bytes."""
+    from transformers.utils import logging
+
+    from ridgeline.bench import arguments, files
+    from ridgeline.bench.table import console
+    from ridgeline.training.config import TrainConfig
+    from ridgeline.training.study import report
+    from ridgeline.training.study.runs import Outcome, Study, run_study
+    from ridgeline.training.study.shapes import StudyShape
+
+    study = Study(
+        variants=arguments.names(variants),
+        seeds=seeds,
+        shape=StudyShape(
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            num_latent_heads=latent_heads,
+            q_rank=hidden_size // 2 if q_rank is None else q_rank,
+        ),
+        train=TrainConfig(
+            texts=tuple(str(path.absolute()) for path in texts or ()),
+            vocab_size=vocab_size,
+            context=context,
+            batch=batch,
+            steps=steps,
+            lr=lr,
+            warmup=warmup,
+            dtype=dtype,
+            eval_every=steps,
+            save_every=save_every,
+        ),
+    )
+    logging.disable_progress_bar()
+    files.prepare(csv, plot)
+    terminal, outcomes = console(), []
+
+    def on_outcome(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        terminal.print(
+            f"{len(outcomes)} of {len(study.runs())}: {outcome.label}, seed {outcome.seed}: "
+            f"held-out loss {outcome.held_out_loss:.4f}, {outcome.seconds:.0f} s",
+            soft_wrap=True,
+        )
+        if csv is not None:
+            report.write_csv(csv, outcomes)
+        if plot is not None:
+            report.plot(plot, outcomes)
+
+    run_study(out_dir, study, workers=workers, on_outcome=on_outcome)
+    terminal.print(report.table(outcomes))
+
+
 def main() -> None:
     """Runs the app; an error that names its culprit is shown as one line, not as a traceback."""
     try:

@@ -285,6 +285,6 @@ def test_held_out_loss_is_the_mean_over_windows(finished, length):
 def test_the_baseline_is_the_4_gram_model_of_the_same_tokens(finished, text):
     config = tiny_config(text)
     prepared = prepare_text(config)
-    assert prepared.baseline_loss() == finished[1].baseline_loss
+    assert prepared.baseline_loss == finished[1].baseline_loss
     assert finished[1].train_tokens == len(prepared.train.tokens)
     assert 0 < finished[1].baseline_loss < np.log(prepared.tokenizer.get_vocab_size())

@@ -15,7 +15,7 @@ from ridgeline.training.config import TrainConfig
 from ridgeline.training.export import export_model
 from ridgeline.training.log import Log, Row, plot
 from ridgeline.training.state import TrainState
-from ridgeline.training.text import prepare_text
+from ridgeline.training.text import Text, prepare_text
 
 CHECKPOINTS, MODEL, LOG, CURVE = "checkpoints", "model", "train.csv", "curve.png"
 
@@ -41,6 +41,7 @@ def pretrain(
     out_dir: str | Path,
     config: TrainConfig,
     *,
+    text: Text | None = None,
     resume: bool = False,
     checkpoint: str | None = None,
     extend: bool = False,
@@ -53,6 +54,7 @@ def pretrain(
     Args:
         out_dir: folder of the run.
         config: all settings; a resumed run's must be those of its checkpoint.
+        text: what ``prepare_text(config)`` gave, for runs that share it; ``None`` reads it here.
         resume: go on from the latest checkpoint.
         checkpoint: go on from this one instead ("step-00000100"); later ones are removed.
         extend: let a resumed run have more steps than its checkpoint was to have; the learning
@@ -73,7 +75,8 @@ def pretrain(
     elif checkpoints.latest_name(out_dir / CHECKPOINTS) is not None:
         raise ValueError(f"out_dir: {out_dir} already holds a run; resume it or take another")
     torch.set_num_threads(config.threads)
-    text = prepare_text(config, None if saved is None else saved.tokenizer)
+    if text is None:
+        text = prepare_text(config, None if saved is None else saved.tokenizer)
     if saved is None:
         state = TrainState(config, text)
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,7 @@ def pretrain(
         checkpoints.go_back_to(out_dir / CHECKPOINTS, saved.name)
 
     log = Log(out_dir / LOG, state.steps_done, resumed=saved is not None)
-    baseline = text.baseline_loss()
+    baseline = text.baseline_loss
     _train(state, log, out_dir / CHECKPOINTS, on_step)
     plot(log.rows, baseline, out_dir / CURVE)
     export_model(state.model, text.tokenizer, out_dir / MODEL)

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -29,6 +30,7 @@ class Text:
             digest.update(np.ascontiguousarray(split.tokens, dtype="<u4").tobytes())
         return digest.hexdigest()
 
+    @cached_property
     def baseline_loss(self) -> float:
         """Held-out loss of the 4-gram model of the same training tokens, in nats a token."""
         size = self.tokenizer.get_vocab_size()
