@@ -9,7 +9,7 @@ from triton_attention import DEVICE, TILES, changed, small
 from triton_cases import DTYPES, HALF
 
 from ridgeline import attention
-from ridgeline.ops.attention.triton import tiles
+from ridgeline.ops.attention import tiles
 from ridgeline.ops.attention.triton.config import unsupported
 from ridgeline.ops.common import device
 from ridgeline.testing import assert_matches, attention_case, run

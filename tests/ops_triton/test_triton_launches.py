@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpretedFunction
 
 import ridgeline
-from ridgeline.ops.attention.triton import tiles
+from ridgeline.ops.attention import tiles
 from ridgeline.ops.common import device
 from ridgeline.ops.common.triton import INTERPRETED
 

@@ -11,7 +11,7 @@ import pytest
 # Each imports only those before it.
 DECODE = ("common.device", "common.triton", "common.triton_splits")
 DECODE += ("paged_decode.triton", "tied_decode.triton", "merge.triton")
-ATTENTION = tuple(f"attention.triton.{name}" for name in ("tiles", "forward", "backward"))
+ATTENTION = ("attention.tiles", "attention.triton.forward", "attention.triton.backward")
 
 
 @dataclass(frozen=True)

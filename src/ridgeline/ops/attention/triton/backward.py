@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ridgeline.ops.attention.triton.config import AttentionConfig, config_for
-from ridgeline.ops.attention.triton.tiles import (
+from ridgeline.ops.attention.tiles import (
     Problem,
     cap_slope,
     find_rows,
@@ -28,6 +27,7 @@ from ridgeline.ops.attention.triton.tiles import (
     row_offsets,
     row_range,
 )
+from ridgeline.ops.attention.triton.config import AttentionConfig, config_for
 from ridgeline.ops.common.device import launcher, next_power_of_2
 from ridgeline.ops.common.triton import LOG2_E, dot, store_columns
 
@@ -609,7 +609,7 @@ def backward(
     inputs = (q, k, v, dout, delta, shift)
     strides = [n for x in (q, k, v, dout) for n in problem.strides(x)]
     if (dk is not None or dv is not None) and k.numel():
-        options = problem.constants_of(config or config_for(q, k, v, "dkdv"))
+        options = problem.constants | (config or config_for(q, k, v, "dkdv")).constants()
         tiles = problem.tiles(problem.key_len, options["BLOCK_N"])
         dkdv_kernel[(tiles * problem.kv_heads,)](
             *inputs,
@@ -623,7 +623,7 @@ def backward(
             **options,
         )
     if dq is not None and q.numel():
-        options = problem.constants_of(config or config_for(q, k, v, "dq"))
+        options = problem.constants | (config or config_for(q, k, v, "dq")).constants()
         for band in problem.bands(options["BLOCK_M"], options["BLOCK_N"]):
             dq_kernel[(band[-1] * problem.kv_heads,)](
                 *inputs,

@@ -20,6 +20,15 @@ class AttentionConfig:
     num_warps: int
     num_stages: int
 
+    def constants(self) -> dict[str, int]:
+        """What a kernel is compiled for."""
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, interpret: bool) -> str | None:
     """Why the Triton kernels cannot run the call, or ``None``.

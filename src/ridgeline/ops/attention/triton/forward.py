@@ -4,8 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ridgeline.ops.attention.triton.config import AttentionConfig, config_for
-from ridgeline.ops.attention.triton.tiles import (
+from ridgeline.ops.attention.tiles import (
     Problem,
     find_rows,
     first_and_last,
@@ -19,6 +18,7 @@ from ridgeline.ops.attention.triton.tiles import (
     output_rows,
     row_offsets,
 )
+from ridgeline.ops.attention.triton.config import AttentionConfig, config_for
 from ridgeline.ops.common.device import launcher
 from ridgeline.ops.common.triton import dot, natural_lse, store_columns
 
@@ -479,5 +479,5 @@ def forward(
             *problem.strides(q),
             *problem.strides(k),
             *problem.strides(v),
-            **problem.constants_of(config),
+            **problem.constants | config.constants(),
         )

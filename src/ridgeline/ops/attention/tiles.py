@@ -1,4 +1,4 @@
-"""What the kernels of ``attention`` share: finding a tile's sequence, loads, visibility, bounds.
+"""What the GPU kernels of ``attention`` share: a tile's sequence, loads, visibility, bounds.
 
 Query row r of a sequence is its query ``r // GROUP`` and head ``r % GROUP`` of a kv head's group.
 Positions are bottom-right aligned. Which queries see key n is one interval of positions:
@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ridgeline.ops.attention.triton.config import AttentionConfig
 from ridgeline.ops.common.device import pieces
 from ridgeline.ops.common.triton import LOG2_E, tanh
 
@@ -394,7 +393,10 @@ def lists_kernel(
 
 
 class Problem:
-    """A call's layout and options as the kernels take them; allocations depend on shapes alone."""
+    """A call's layout and options as the kernels take them; allocations depend on shapes alone.
+
+    ``group``: the heads of a kv head's group that are rows of one tile, by default all.
+    """
 
     def __init__(
         self,
@@ -409,6 +411,8 @@ class Problem:
         window_left: int,
         window_right: int,
         softcap: float,
+        *,
+        group: int | None = None,
     ) -> None:
         packed = cu_seqlens_q is not None
         self.q, self.k, self.v = q, k, v
@@ -416,7 +420,8 @@ class Problem:
         self.query_len, self.key_len = q.shape[-3], k.shape[-3]  # packed: of all
         self.packed, self.cu_q, self.cu_k = packed, cu_seqlens_q, cu_seqlens_k
         self.subtree_end = subtree_end
-        self.kv_heads, self.group = k.shape[-2], q.shape[-2] // k.shape[-2]
+        self.kv_heads = k.shape[-2]
+        self.group = group or q.shape[-2] // self.kv_heads
         tree = subtree_end is not None
         # A side of the window that bounds no query's view is dropped: 32 bits hold the sums.
         left = -1 if window_left >= self.key_len else window_left
@@ -452,15 +457,6 @@ class Problem:
             "SOFTCAP": softcap > 0,
             "SCALED": scaled,
             "SEQUENCES": SEQUENCES,
-        }
-
-    def constants_of(self, config: AttentionConfig) -> dict[str, int]:
-        """What a kernel is compiled for: the call's and its tiling."""
-        return self.constants | {
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "num_warps": config.num_warps,
-            "num_stages": config.num_stages,
         }
 
     def tiles(self, length: int, block: int) -> int:
