@@ -141,10 +141,9 @@ def unsupported(
     q: Tensor, scales: Sequence[Tensor | None], config: Callable[[], HopperConfig]
 ) -> str | None:
     """Why the Hopper kernels cannot run a decode of ``q``, or ``None``."""
-    if not q.is_cuda:
-        return f"tensors are on {q.device}, this implementation runs on a Hopper GPU"
-    if device.arch(q) != ARCH:
-        return f"the GPU has compute capability {device.arch(q) / 10}, expected 9.0 (Hopper)"
+    reason = no_device(q)
+    if reason is not None:
+        return reason
     if q.dtype not in (torch.bfloat16, torch.float16):
         got = str(q.dtype).removeprefix("torch.")
         return f"queries are bfloat16 or float16, got {got}; use impl='triton'"
@@ -154,4 +153,13 @@ def unsupported(
         config()
     except ValueError as error:
         return f"{error}; use impl='triton'"
+    return None
+
+
+def no_device(q: Tensor) -> str | None:
+    """Why no Hopper kernel can run where ``q`` is, or ``None``."""
+    if not q.is_cuda:
+        return f"tensors are on {q.device}, this implementation runs on a Hopper GPU"
+    if device.arch(q) != ARCH:
+        return f"the GPU has compute capability {device.arch(q) / 10}, expected 9.0 (Hopper)"
     return None if find_spec("triton") else "Triton is not installed; `pip install triton`"

@@ -1,0 +1,78 @@
+"""What the Hopper kernels of ``attention`` support and how they are tiled; no Triton needed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ridgeline.ops.common import device, hopper_config
+
+MAX_DIM = 256
+ROWS = 64  # query rows of a consumer: the M of a wgmma
+# Of a thread of each consumer and of the producer, by the number of consumers: together those of a
+# multiprocessor, in multiples of 8.
+REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 24)}
+SHARED_BYTES = 226 << 10  # of a program, less barriers
+L2_BYTES = 32 << 20  # of keys and values that programs read at a time, of 50 MiB
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    """How the forward kernel is tiled."""
+
+    consumers: int  # warpgroups, each with 64 query rows
+    block_n: int  # keys of a tile
+    stages: int  # tiles of keys, and of values, in shared memory
+    pack: int  # heads of a kv head's group whose rows share a tile
+    ping_pong: bool  # whether consumers issue their products in turns
+
+    @property
+    def block_m(self) -> int:
+        return self.consumers * ROWS
+
+
+def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the Hopper kernels cannot run the call, or ``None``."""
+    for name, x in (("q", q), ("v", v)):
+        if x.shape[-1] > MAX_DIM:
+            return f"head dims are 1 to {MAX_DIM}, got {x.shape[-1]} for {name}"
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        got = str(q.dtype).removeprefix("torch.")
+        return f"inputs are bfloat16 or float16, got {got}; use impl='triton'"
+    return hopper_config.no_device(q)
+
+
+def forward_config(
+    dim: int, value_dim: int, rows: int, group: int, *, tree: bool = False
+) -> ForwardConfig:
+    """The tiling of a call, from its shapes alone. Nothing in it is measured yet.
+
+    Scores of 64 x 128 and an output of 64 x 128 are 64 registers a thread each, and probabilities
+    32; 64 x 256 is 128, beside which 64 keys fit. At most width 64 a third consumer fits. Tiles
+    of keys that are no power of two, as 176 = 128 + 32 + 16, would be products of their own: each
+    reads its 64 rows of Q again, and below 64 keys wgmma waits for shared memory, 108 cycles where
+    one product of 176 would take 88 and one of 128 takes 64 (per 16 columns): no gain.
+
+    Args:
+        dim, value_dim: of a query row and of a value.
+        rows: queries of a sequence, or their mean.
+        group: query heads of a kv head.
+        tree: whether tiles of rows have lists of tiles of keys, made for powers of two.
+    """
+    width = max(sum(device.pieces(dim)), sum(device.pieces(value_dim)))
+    block_n = 128 if sum(device.pieces(value_dim)) <= 128 and width <= 192 else 64
+    consumers = 3 if width <= 64 and not tree else 2
+    pack = packed_heads(rows, group, consumers * ROWS)
+    if rows * pack <= ROWS:
+        consumers = 1
+    fixed = 2 * consumers * ROWS * sum(device.pieces(dim))
+    stage = 2 * block_n * (sum(device.pieces(dim)) + sum(device.pieces(value_dim)))
+    stages = min(4, (SHARED_BYTES - fixed) // stage)
+    return ForwardConfig(consumers, block_n, stages, pack, ping_pong=width <= 128)
+
+
+def packed_heads(rows: int, group: int, block_m: int) -> int:
+    """All heads of a group in one tile where that leaves fewer than 0.9 of the tiles, else 1."""
+    if group == 1 or group & (group - 1) or group > ROWS:
+        return 1
+    return group if -(-rows * group // block_m) < 0.9 * group * -(-rows // block_m) else 1

@@ -1,0 +1,75 @@
+# ruff: noqa: RUF005
+"""Tiles in shared memory between a producer and consumers.
+
+A dim that is no power of two may be two tiles of columns (``device.pieces``).
+"""
+
+from ridgeline.ops.common.gluon import aggregate, gl, gluon, mbarrier, tma
+from ridgeline.ops.common.hopper import barriers, tiles
+
+
+@aggregate
+class Ring:
+    """Stages of tiles of rows, each with a barrier for full and one for empty.
+
+    Tile n, counted from the start of the program, is in stage ``n % STAGES``.
+    """
+
+    x0: gl.shared_memory_descriptor  # [STAGES, 1, rows, heads, width]
+    x1: gl.shared_memory_descriptor  # x0 unless COLUMNS is 2
+    full: gl.shared_memory_descriptor  # [STAGES, 1]
+    empty: gl.shared_memory_descriptor
+    STAGES: gl.constexpr
+    COLUMNS: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, x0, x1, full, empty, STAGES, COLUMNS):
+        self.x0 = x0
+        self.x1 = x1
+        self.full = full
+        self.empty = empty
+        self.STAGES = gl.constexpr(STAGES)
+        self.COLUMNS = gl.constexpr(COLUMNS)
+
+    @gluon.jit
+    def load(self, n, desc0, desc1, b, row, head):
+        """Producer: tile n from ``row`` and ``head`` on, once every consumer has released it."""
+        stage = n % self.STAGES
+        mbarrier.wait(self.empty.index(stage), ((n // self.STAGES) & 1) ^ 1)
+        full = self.full.index(stage)
+        BYTES: gl.constexpr = desc0.block_type.nbytes + (
+            desc1.block_type.nbytes if self.COLUMNS == 2 else 0
+        )
+        mbarrier.expect(full, BYTES)
+        tma.async_copy_global_to_shared(desc0, [b, row, head, 0], full, self.x0.index(stage))
+        if self.COLUMNS == 2:
+            FIRST: gl.constexpr = self.x0.shape[4]
+            second = self.x1.index(stage)
+            tma.async_copy_global_to_shared(desc1, [b, row, head, FIRST], full, second)
+
+    @gluon.jit
+    def wait(self, n):
+        """Consumer: until tile n is there."""
+        mbarrier.wait(self.full.index(n % self.STAGES), (n // self.STAGES) & 1)
+
+    @gluon.jit
+    def release(self, n):
+        """Consumer: its last read of tile n is over."""
+        mbarrier.arrive(self.empty.index(n % self.STAGES))
+
+    @gluon.jit
+    def tile(self, n, COLUMN: gl.constexpr):
+        """``[rows * heads, width]`` of tile n, its first or second columns."""
+        x = self.x0.index(n % self.STAGES) if COLUMN == 0 else self.x1.index(n % self.STAGES)
+        return x.reshape([x.shape[1] * x.shape[2], x.shape[3]])
+
+
+@gluon.jit
+def make_ring(desc0, desc1, STAGES: gl.constexpr, COLUMNS: gl.constexpr, CONSUMERS: gl.constexpr):
+    """A ring of the blocks of descriptors, which ``CONSUMERS`` partitions read."""
+    dtype: gl.constexpr = desc0.dtype
+    x0 = tiles(dtype, STAGES, desc0.block_type.shape)
+    x1 = x0
+    if COLUMNS == 2:
+        x1 = tiles(dtype, STAGES, desc1.block_type.shape)
+    return Ring(x0, x1, barriers(STAGES, 1), barriers(STAGES, CONSUMERS), STAGES, COLUMNS)
