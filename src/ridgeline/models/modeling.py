@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from ridgeline.layers import GroupedLatentAttention, RotaryEmbedding, rows
@@ -312,8 +311,10 @@ class RidgelineForCausalLM(RidgelinePreTrainedModel, GenerationMixin):
             subtree_end=subtree_end,
             return_dict=True,
         )
-        hidden = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = self.lm_head(hidden)
+        # As transformers' slice_logits_to_keep, which came with 5.20: vLLM holds it below that.
+        keep = logits_to_keep
+        keep = slice(-keep, None) if isinstance(keep, int) else keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
             check.shape("labels", labels, logits.shape[:2])
