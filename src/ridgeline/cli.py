@@ -331,6 +331,36 @@ def dpo(
     command.run(model, data, out_dir, options, resume=resume)
 
 
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="A model's directory.")],
+    engine: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- [OPTIONS OF THE ENGINE]", help="Passed on to vLLM's server."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond loopback it takes a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+    max_queue: Annotated[
+        int, typer.Option(help="Requests that wait or run at once; more get 503.")
+    ] = 256,
+    drain: Annotated[
+        int, typer.Option(help="Seconds for requests in flight to finish after SIGTERM.")
+    ] = 30,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="Holds the key that requests must bring. [default: VLLM_API_KEY]"),
+    ] = None,
+) -> None:
+    """Serve a model by vLLM's own server, with safe defaults and a key on every path."""
+    from ridgeline.serving.launch import ServeOptions
+    from ridgeline.serving.launch import serve as become_server
+
+    options = ServeOptions(model, host, port, max_queue, drain, tuple(engine or ()))
+    become_server(options, key_file)
+
+
 @bench_app.command("e2e")
 def bench_e2e(
     variants: Annotated[

@@ -1,0 +1,1 @@
+"""``ridgeline serve``: vLLM's own server, started with safe defaults."""
