@@ -64,6 +64,7 @@ class RidgelineConfig(PreTrainedConfig):
     model_type = "ridgeline"
     keys_to_ignore_at_inference = ("past_key_values",)
     auto_map: ClassVar[dict[str, str]] = {}  # TRL asks for it before it loads a model
+    hidden_act: ClassVar[str] = "silu"  # the MLP is SwiGLU; engines ask
 
     vocab_size: int = 32000
     hidden_size: int = 768
@@ -86,6 +87,11 @@ class RidgelineConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of the cache: key/value, tied or latent ones. Engines ask for it by this name."""
+        return self.num_latent_heads or self.num_key_value_heads
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = _TRANSFORMERS_FIELDS | {field.name for field in fields(self)}
