@@ -9,6 +9,7 @@ import typer
 from ridgeline import __version__
 from ridgeline.bench import commands
 from ridgeline.bench.options import for_typer
+from ridgeline.roofline.commands import plan_app
 
 app = typer.Typer(
     name="ridgeline",
@@ -20,6 +21,7 @@ app = typer.Typer(
 
 bench_app = typer.Typer(help="Measure speed beside its roofs and PyTorch.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.add_typer(plan_app, name="plan")
 for _name, _function in commands.COMMANDS.items():
     bench_app.command(_name)(for_typer(_function))
 
@@ -207,6 +209,10 @@ def train(
         list[Path] | None,
         typer.Argument(help="UTF-8 text files. [default: Python's standard library]"),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Begin with this model's weights, sizes and tokenizer."),
+    ] = None,
     attention: Annotated[str, typer.Option(help="mha, mqa, gqa, gta, mla or gla.")] = "gla",
     hidden_size: Annotated[int, typer.Option(help="Width of the model.")] = 256,
     intermediate_size: Annotated[int, typer.Option(help="Width of the MLP.")] = 704,
@@ -266,6 +272,7 @@ def train(
     settings = {name: value for name, value in locals().items() if name in ctx.params}
     given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
     settings["texts"] = tuple(str(path.absolute()) for path in texts or ())
+    settings["start"] = None if start is None else str(start.absolute())
     settings["threads"] = threads or torch.get_num_threads()
     rest = {name: settings.pop(name) for name in ("tokens", "resume", "checkpoint", "extend")}
     del settings["out_dir"]
