@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from triton._C.libtriton import ir
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import (
     async_copy,
     fence_async_shared,
@@ -22,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from ridgeline.ops.common.gluon import async_reduce_add
 from ridgeline.testing import gluon as interp
 
 N = gl.constexpr(64)
@@ -159,17 +158,6 @@ def stored(src, desc, WRONG: gl.constexpr):
         tile.store(gl.zeros([N, N], gl.bfloat16, ROWS))  # overwrite
     if WRONG != 3:
         tma.store_wait(0)
-
-
-@builtin
-def async_reduce_add(desc, coord, src, _semantic=None):
-    """Triton 3.6 compiles it, but gives it no name in Gluon."""
-    coord = _semantic._convert_to_ir_values(coord, require_i64=False)
-    kind = ir.DESCRIPTOR_REDUCE_KIND.ADD
-    _semantic.builder.create_async_tma_reduce(kind, desc.handle, coord, src.handle)
-
-
-interp.register(async_reduce_add, interp.reduce_add)
 
 
 @gluon.jit

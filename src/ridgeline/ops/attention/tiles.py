@@ -297,6 +297,32 @@ def cap_slope(x, softcap):
 
 
 @triton.jit
+def delta_and_shift(
+    dout_rows,
+    out,
+    dlse,
+    lse,
+    row,
+    real,
+    VALUE_DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Of query rows: ``dout · out - dlse``, and the lse in base 2; 0 and inf where nothing is seen.
+
+    ``dout_rows``: where rows of dout begin; ``row``: their index in contiguous ``out`` and lse's.
+    """
+    row_lse = tl.load(lse + row, mask=real, other=float("-inf"))
+    seeing = row_lse != float("-inf")
+    # [BLOCK, WIDTH]
+    upstream = load_columns(dout_rows, seeing, 0, WIDTH, VALUE_DIM).to(tl.float32)
+    result = load_columns(out + row * VALUE_DIM, seeing, 0, WIDTH, VALUE_DIM).to(tl.float32)
+    delta = tl.sum(upstream * result, 1)
+    if dlse is not None:
+        delta -= tl.load(dlse + row, mask=seeing, other=0.0)
+    return delta, tl.where(seeing, row_lse * LOG2_E, float("inf"))
+
+
+@triton.jit
 def ends_kernel(
     subtree_end,
     extents,

@@ -1,5 +1,6 @@
 """An interpreter for Gluon kernels: Hopper's asynchrony on the CPU, adversarial and checked."""
 
+from ridgeline.ops.common.gluon import async_reduce_add
 from ridgeline.testing.gluon.errors import (
     BarrierError,
     DeadlockError,
@@ -16,6 +17,8 @@ from ridgeline.testing.gluon.launch import Report, interpreted, run
 from ridgeline.testing.gluon.namespace import register
 from ridgeline.testing.gluon.tma import reduce_add
 
+register(async_reduce_add, reduce_add)
+
 __all__ = [
     "BarrierError",
     "DeadlockError",
@@ -29,7 +32,6 @@ __all__ = [
     "UnsupportedError",
     "UnwrittenReadError",
     "interpreted",
-    "reduce_add",
     "register",
     "run",
 ]

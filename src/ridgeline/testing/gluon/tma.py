@@ -183,7 +183,7 @@ def store(desc: Any, coord: Any, src: Any) -> None:
 def reduce_add(desc: Any, coord: Any, src: Any) -> None:
     """``cp.reduce.async.bulk.tensor`` with ``.add``; in no order with others of its kind.
 
-    The Gluon of Triton 3.6 has no name for it: a kernel's own builtin is registered as this.
+    The Gluon of Triton 3.6 has no name for it: this is ``ops.common.gluon.async_reduce_add``.
     """
     _copy_out(desc, coord, src, "TMA reduce-add", np.add, atomic=True)
 

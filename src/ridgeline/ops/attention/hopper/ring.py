@@ -1,4 +1,3 @@
-# ruff: noqa: RUF005
 """Tiles in shared memory between a producer and consumers.
 
 A dim that is no power of two may be two tiles of columns (``device.pieces``).
@@ -32,15 +31,18 @@ class Ring:
         self.COLUMNS = gl.constexpr(COLUMNS)
 
     @gluon.jit
-    def load(self, n, desc0, desc1, b, row, head):
-        """Producer: tile n from ``row`` and ``head`` on, once every consumer has released it."""
+    def load(self, n, desc0, desc1, b, row, head, BESIDE: gl.constexpr = 0):
+        """Producer: tile n from ``row`` and ``head`` on, once every consumer has released it.
+
+        Its barrier awaits ``BESIDE`` bytes more, of what the caller copies beside it.
+        """
         stage = n % self.STAGES
         mbarrier.wait(self.empty.index(stage), ((n // self.STAGES) & 1) ^ 1)
         full = self.full.index(stage)
         BYTES: gl.constexpr = desc0.block_type.nbytes + (
             desc1.block_type.nbytes if self.COLUMNS == 2 else 0
         )
-        mbarrier.expect(full, BYTES)
+        mbarrier.expect(full, BYTES + BESIDE)
         tma.async_copy_global_to_shared(desc0, [b, row, head, 0], full, self.x0.index(stage))
         if self.COLUMNS == 2:
             FIRST: gl.constexpr = self.x0.shape[4]
@@ -68,8 +70,10 @@ class Ring:
 def make_ring(desc0, desc1, STAGES: gl.constexpr, COLUMNS: gl.constexpr, CONSUMERS: gl.constexpr):
     """A ring of the blocks of descriptors, which ``CONSUMERS`` partitions read."""
     dtype: gl.constexpr = desc0.dtype
-    x0 = tiles(dtype, STAGES, desc0.block_type.shape)
+    BLOCK0: gl.constexpr = desc0.block_type.shape
+    x0 = tiles(dtype, STAGES, BLOCK0)
     x1 = x0
     if COLUMNS == 2:
-        x1 = tiles(dtype, STAGES, desc1.block_type.shape)
+        BLOCK1: gl.constexpr = desc1.block_type.shape
+        x1 = tiles(dtype, STAGES, BLOCK1)
     return Ring(x0, x1, barriers(STAGES, 1), barriers(STAGES, CONSUMERS), STAGES, COLUMNS)

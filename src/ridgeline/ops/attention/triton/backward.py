@@ -12,6 +12,7 @@ from torch import Tensor
 from ridgeline.ops.attention.tiles import (
     Problem,
     cap_slope,
+    delta_and_shift,
     find_rows,
     find_sequence,
     find_tile,
@@ -29,7 +30,7 @@ from ridgeline.ops.attention.tiles import (
 )
 from ridgeline.ops.attention.triton.config import AttentionConfig, config_for
 from ridgeline.ops.common.device import launcher, next_power_of_2
-from ridgeline.ops.common.triton import LOG2_E, dot, store_columns
+from ridgeline.ops.common.triton import dot, store_columns
 
 DELTA_ROWS = 32  # of one program of the kernel that computes delta
 
@@ -56,21 +57,16 @@ def delta_kernel(
     """``delta = dout · out - dlse``, and the lse in base 2; 0 and inf of rows that see nothing."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     token = row // HEADS
-    row_lse = tl.load(lse + row, mask=row < rows, other=float("-inf"))
-    seeing = row_lse != float("-inf")
     at = token * stride_dl + row % HEADS * stride_dh
     if not PACKED:
         at = (
             token // query_len * stride_db + token % query_len * stride_dl + row % HEADS * stride_dh
         )
-    # [BLOCK, WIDTH]
-    upstream = load_columns(dout + at, seeing, 0, WIDTH, VALUE_DIM).to(tl.float32)
-    result = load_columns(out + row * VALUE_DIM, seeing, 0, WIDTH, VALUE_DIM).to(tl.float32)
-    total = tl.sum(upstream * result, 1)
-    if dlse is not None:
-        total -= tl.load(dlse + row, mask=seeing, other=0.0)
-    tl.store(delta + row, total, mask=row < rows)
-    tl.store(shift + row, tl.where(seeing, row_lse * LOG2_E, float("inf")), mask=row < rows)
+    row_delta, row_shift = delta_and_shift(
+        dout + at, out, dlse, lse, row, row < rows, VALUE_DIM, WIDTH
+    )
+    tl.store(delta + row, row_delta, mask=row < rows)
+    tl.store(shift + row, row_shift, mask=row < rows)
 
 
 @triton.jit

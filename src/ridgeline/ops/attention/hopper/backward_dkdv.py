@@ -1,0 +1,634 @@
+# ruff: noqa: RUF005
+"""dK and dV of one tile of keys, and what it adds to dQ, over the query rows that see it.
+
+Keys lie on the M side of every product but dQ's: ``S^T = K Q^T`` and ``dP^T = V dO^T``, then
+``dV += P^T dO`` and ``dK += dS^T Q`` with accumulators that stay in registers, and ``dQ += dS K``,
+which the tensor memory unit adds to a float32 tile in global memory. Two consumer warpgroups share
+a tile, each with half of the keys, or (``SHARED_P``) with half of the columns where dK and dV of
+64 keys a warpgroup would not fit its registers; a producer brings Q and dO.
+
+A tile of queries belongs to one head: the heads of a group follow one another in one loop, so that
+their gradients are summed in one order. Dims above 128, and those that are no power of two, are two
+tiles of columns; tuples hold them, and grow by ``+``: the compiler knows no starred ones.
+"""
+
+from ridgeline.ops.attention.hopper.ring import Ring, make_ring
+from ridgeline.ops.attention.tiles import (
+    cap_slope,
+    find_sequence,
+    find_tile,
+    first_tile,
+    head_offset,
+    key_interval,
+    logits,
+    loop_over,
+    nth_tile,
+    output_rows,
+    row_range,
+)
+from ridgeline.ops.common.gluon import (
+    aggregate,
+    async_reduce_add,
+    fence_async_shared,
+    gl,
+    gluon,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from ridgeline.ops.common.hopper import tiles
+from ridgeline.ops.common.hopper_attend import accumulator
+
+
+@aggregate
+class Rows:
+    """A ring of tiles of query rows, each with a float32 a row."""
+
+    ring: Ring
+    numbers: gl.shared_memory_descriptor  # [STAGES, BLOCK_M]
+
+    @gluon.constexpr_function
+    def __init__(self, ring, numbers):
+        self.ring = ring
+        self.numbers = numbers
+
+    @gluon.jit
+    def load(self, n, desc0, desc1, numbers_desc, b, row, head, line):
+        """Producer: tile n from ``row`` on, and the numbers from ``line`` on."""
+        BYTES: gl.constexpr = numbers_desc.block_type.nbytes
+        self.ring.load(n, desc0, desc1, b, row, head, BYTES)
+        stage = n % self.ring.STAGES
+        full = self.ring.full.index(stage)
+        tma.async_copy_global_to_shared(numbers_desc, [line], full, self.numbers.index(stage))
+
+    @gluon.jit
+    def numbers_of(self, n, layout: gl.constexpr):
+        return self.numbers.index(n % self.ring.STAGES).load(layout)
+
+
+@aggregate
+class Span:
+    """The tiles ``[begin, end)`` of query rows of a head; all rows see all keys in
+    ``[full_begin, full_end)``."""
+
+    begin: gl.tensor
+    full_begin: gl.tensor
+    full_end: gl.tensor
+    end: gl.tensor
+    GROUP: gl.constexpr
+    BLOCK_M: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, begin, full_begin, full_end, end, GROUP, BLOCK_M):
+        self.begin = begin
+        self.full_begin = full_begin
+        self.full_end = full_end
+        self.end = end
+        self.GROUP = gl.constexpr(GROUP)
+        self.BLOCK_M = gl.constexpr(BLOCK_M)
+
+    @gluon.jit
+    def loop(self, MASKED: gl.constexpr):
+        """Steps over tiles and heads, and what ``step`` needs; those that look, or the others."""
+        count, start, jump, gap = loop_over(
+            self.begin, self.full_begin, self.full_end, self.end, None, 0, MASKED, False
+        )
+        return count * self.GROUP, start, jump, gap
+
+    @gluon.jit
+    def step(self, i, start, jump, gap):
+        """Tile and head within the group of step i."""
+        return nth_tile(i // self.GROUP, start, jump, gap, None), i % self.GROUP
+
+
+@aggregate
+class Exchange:
+    """What consumer warpgroups hand to each other's products, and to the copy that adds to dQ."""
+
+    p: gl.shared_memory_descriptor  # [BLOCK_N, BLOCK_M]; ds unless SHARED
+    ds: gl.shared_memory_descriptor  # [BLOCK_N, BLOCK_M]
+    dq: gl.shared_memory_descriptor  # [BLOCK_M, DQ_WIDTH] float32
+    SHARED: gl.constexpr
+    NEED_Q: gl.constexpr
+    NEED_K: gl.constexpr
+    NEED_V: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, p, ds, dq, SHARED, NEED_Q, NEED_K, NEED_V):
+        self.p = p
+        self.ds = ds
+        self.dq = dq
+        self.SHARED = gl.constexpr(SHARED)
+        self.NEED_Q = gl.constexpr(NEED_Q)
+        self.NEED_K = gl.constexpr(NEED_K)
+        self.NEED_V = gl.constexpr(NEED_V)
+
+
+@aggregate
+class Scores:
+    """From products to probabilities: numbers as in ``tiles.Problem.options``."""
+
+    factor: gl.tensor
+    scale: gl.tensor
+    softcap: gl.tensor
+    SOFTCAP: gl.constexpr
+    SCALED: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, factor, scale, softcap, SOFTCAP, SCALED):
+        self.factor = factor
+        self.scale = scale
+        self.softcap = softcap
+        self.SOFTCAP = gl.constexpr(SOFTCAP)
+        self.SCALED = gl.constexpr(SCALED)
+
+    @gluon.jit
+    def of(self, products):
+        return logits(products, self.scale, self.softcap, self.SOFTCAP, self.SCALED)
+
+
+@gluon.constexpr_function
+def rows_layout(num_warps):
+    """Eight elements a thread, four threads along a row."""
+    return gl.BlockedLayout([1, 8], [8, 4], [num_warps, 1], [1, 0])
+
+
+@gluon.jit
+def zero_rows(columns, kept):
+    """Rows of tiles ``[ROWS, W]`` that are not ``kept [ROWS]`` become 0.
+
+    Whatever they hold, NaN too, would meet a factor of 0.
+    """
+    layout: gl.constexpr = kept.type.layout.parent
+    for c in gl.static_range(len(columns)):
+        x = columns[c].load(layout)
+        columns[c].store(gl.where(kept[:, None], x, gl.zeros_like(x)))
+    fence_async_shared()
+
+
+@gluon.jit
+def produce(
+    k, v, q, d, span, q0, q1, k0, k1, v0, v1, d0, d1, shift, delta, b, key, row, head, line, lines
+):
+    """The producer warpgroup.
+
+    Queries of the sequence begin at ``row``; of head 0 they have the numbers from ``line`` on, and
+    a head has ``lines`` of them.
+    """
+    k.load(0, k0, k1, b, key, head)
+    v.load(0, v0, v1, b, key, head)
+    n = 0
+    for masked in gl.static_range(2):
+        count, start, jump, gap = span.loop(masked == 1)
+        for i in range(count):
+            tile, member = span.step(i, start, jump, gap)
+            reader = head * span.GROUP + member
+            at = reader * lines + line + tile * span.BLOCK_M
+            q.load(n, q0, q1, shift, b, row + tile * span.BLOCK_M, reader, at)
+            d.load(n, d0, d1, delta, b, row + tile * span.BLOCK_M, reader, at)
+            n += 1
+
+
+@gluon.jit
+def zeros(ROWS: gl.constexpr, WIDTH: gl.constexpr):
+    return gl.zeros([ROWS, WIDTH], gl.float32, accumulator(0, gl.num_warps(), ROWS, WIDTH))
+
+
+@gluon.jit
+def sums_like(columns, ROWS: gl.constexpr):
+    """``[ROWS, W]`` zeros for each tile of columns."""
+    found = ()
+    for c in gl.static_range(len(columns)):
+        found = found + (zeros(ROWS, columns[c].shape[1]),)
+    return found
+
+
+@gluon.jit
+def products(rows, others, ROWS: gl.constexpr, OTHERS: gl.constexpr):
+    """Begins ``rows @ others^T`` over all their columns."""
+    result = zeros(ROWS, OTHERS)
+    for c in gl.static_range(len(rows)):
+        result = warpgroup_mma(rows[c], others[c].permute((1, 0)), result, is_async=True)
+    return result
+
+
+@gluon.jit
+def add_products(sums, a, columns):
+    """Begins ``sums + a @ columns``, tile by tile."""
+    found = ()
+    for c in gl.static_range(len(columns)):
+        found = found + (warpgroup_mma(a, columns[c], sums[c], is_async=True),)
+    return found
+
+
+@gluon.jit
+def finished(OUTSTANDING: gl.constexpr, pending):
+    """What was begun, when at most ``OUTSTANDING`` later products are in flight."""
+    if len(pending) == 1:
+        found = (warpgroup_mma_wait(OUTSTANDING, [pending[0]]),)
+    else:
+        found = warpgroup_mma_wait(OUTSTANDING, pending)
+    return found
+
+
+@gluon.jit
+def columns_of(tile, WIDTH: gl.constexpr):
+    """The tiles of ``WIDTH`` columns that a tile is made of."""
+    ALL: gl.constexpr = tile.shape[1]
+    found = ()
+    for first in gl.static_range(0, ALL, WIDTH):
+        found = found + (tile.slice(first, WIDTH, 1),)
+    return found
+
+
+@gluon.jit
+def all_tiles(ring, n):
+    """The one or two tiles of columns of tile n."""
+    found = (ring.tile(n, 0),)
+    if ring.COLUMNS == 2:
+        found = found + (ring.tile(n, 1),)
+    return found
+
+
+@gluon.jit
+def add_to_dq(dqs, exchange, desc, line):
+    """Begins to add tiles of columns to the rows of dQ from ``line`` on."""
+    BUFFERS: gl.constexpr = exchange.dq.shape[0]
+    WIDTH: gl.constexpr = exchange.dq.shape[2]
+    for c in gl.static_range(len(dqs)):
+        tile = exchange.dq.index(c % BUFFERS)
+        tma.store_wait(BUFFERS - 1)
+        tile.store(dqs[c])
+        fence_async_shared()
+        async_reduce_add(desc, [line, c * WIDTH], tile)
+
+
+@gluon.jit
+def step(
+    n,
+    row,
+    line,
+    k,
+    v,
+    dks,
+    dvs,
+    q,
+    d,
+    exchange,
+    scores,
+    low,
+    high,
+    position,
+    seen_from,
+    seen_to,
+    dq,
+    BLOCK_M: gl.constexpr,
+    MASKED: gl.constexpr,
+):
+    """The rows from ``row`` on, which are tile n, add to dK, dV and dQ."""
+    BLOCK_N: gl.constexpr = low.shape[0]
+    K_COLUMNS: gl.constexpr = k.COLUMNS
+    V_COLUMNS: gl.constexpr = v.COLUMNS
+    NEED_Q: gl.constexpr = exchange.NEED_Q
+    NEED_K: gl.constexpr = exchange.NEED_K
+    NEED_V: gl.constexpr = exchange.NEED_V
+    SHARED: gl.constexpr = exchange.SHARED
+    dtype: gl.constexpr = k.x0.dtype
+    s_layout: gl.constexpr = low.type.layout.parent
+    rows: gl.constexpr = gl.SliceLayout(0, s_layout)
+    ks = all_tiles(k, 0)
+    qs = all_tiles(q.ring, n)
+    dos = all_tiles(d.ring, n)
+    q.ring.wait(n)
+    if MASKED:
+        d.ring.wait(n)
+        if (row < seen_from) | (row + BLOCK_M > seen_to):
+            r = row + gl.arange(0, BLOCK_M, gl.SliceLayout(1, rows_layout(gl.num_warps())))
+            zero_rows(qs + dos, (r >= seen_from) & (r < seen_to))
+    # [BLOCK_N, BLOCK_M]
+    s = products(ks, qs, BLOCK_N, BLOCK_M)
+    if not MASKED:
+        d.ring.wait(n)
+    if NEED_K or NEED_Q:
+        dp = products(all_tiles(v, 0), dos, BLOCK_N, BLOCK_M)
+        s = warpgroup_mma_wait(V_COLUMNS, [s])
+    else:
+        s = warpgroup_mma_wait(0, [s])
+    x = scores.of(s)
+    position = position + row + gl.arange(0, BLOCK_M, rows)
+    seen = (low[:, None] <= position[None, :]) & (position[None, :] < high[:, None])
+    if MASKED:
+        x = gl.where(seen, x, float("-inf"))
+    p = gl.exp2(x * scores.factor - q.numbers_of(n, rows)[None, :])
+    pending = ()
+    if NEED_V:
+        if SHARED:
+            exchange.p.store(p.to(dtype))
+            fence_async_shared()
+            pending = add_products(dvs, exchange.p, dos)
+        else:
+            p_layout: gl.constexpr = gl.DotOperandLayout(0, dvs[0].type.layout, 2)
+            a = gl.convert_layout(p.to(dtype), p_layout)
+            pending = add_products(dvs, a, dos) + (a,)
+    if NEED_K or NEED_Q:
+        dp = warpgroup_mma_wait(V_COLUMNS if NEED_V else 0, [dp])
+        ds = p * (dp - d.numbers_of(n, rows)[None, :])
+        if scores.SOFTCAP:
+            ds = ds * cap_slope(x, scores.softcap)
+        if MASKED:
+            ds = gl.where(seen, ds, 0.0)
+        ds = ds.to(dtype)
+        if NEED_Q or SHARED:
+            exchange.ds.store(ds)
+            fence_async_shared()
+        if NEED_Q:
+            WIDTH: gl.constexpr = exchange.dq.shape[2]
+            keys = ()
+            for c in gl.static_range(K_COLUMNS):
+                keys = keys + columns_of(ks[c], WIDTH)
+            dqs = add_products(sums_like(keys, BLOCK_M), exchange.ds.permute((1, 0)), keys)
+        more = ()
+        if NEED_K:
+            if SHARED:
+                more = add_products(dks, exchange.ds, qs)
+            else:
+                ds_layout: gl.constexpr = gl.DotOperandLayout(0, dks[0].type.layout, 2)
+                b = gl.convert_layout(ds, ds_layout)
+                more = add_products(dks, b, qs) + (b,)
+        if NEED_Q:
+            PARTS: gl.constexpr = len(keys)
+            done = finished(K_COLUMNS if NEED_K else 0, dqs + pending)
+            add_to_dq(done[:PARTS], exchange, dq, line)
+            pending = done[PARTS:]
+        pending = pending + more
+    if len(pending) > 0:
+        pending = finished(0, pending)
+    if NEED_V:
+        dvs = pending[:V_COLUMNS]
+    if NEED_K:
+        AT: gl.constexpr = (V_COLUMNS + (0 if SHARED else 1)) if NEED_V else 0
+        dks = pending[AT : AT + K_COLUMNS]
+    q.ring.release(n)
+    d.ring.release(n)
+    return dks, dvs
+
+
+@gluon.jit
+def consume(
+    k,
+    v,
+    q,
+    d,
+    exchange,
+    span,
+    scores,
+    low,
+    high,
+    position,
+    seen_from,
+    seen_to,
+    dq,
+    line,
+    lines,
+    head,
+    key_count,
+    dk,
+    dv,
+    scale,
+    KV_HEADS: gl.constexpr,
+    DIM: gl.constexpr,
+    VALUE_DIM: gl.constexpr,
+):
+    """The consumer warpgroups.
+
+    ``low`` and ``high``: the interval of positions that see each of the keys, which ``key_count``
+    are; ``position``: of row 0. Rows ``[seen_from, seen_to)`` see one of the keys.
+    """
+    BLOCK_N: gl.constexpr = low.shape[0]
+    ks = all_tiles(k, 0)
+    vs = all_tiles(v, 0)
+    dks = ()
+    dvs = ()
+    if exchange.NEED_K:
+        dks = sums_like(ks, BLOCK_N)
+    if exchange.NEED_V:
+        dvs = sums_like(vs, BLOCK_N)
+    k.wait(0)
+    if exchange.NEED_Q:
+        last = position + (seen_to - 1)
+        seen = (low <= last) & (high > gl.maximum(low, position + seen_from))
+        rows: gl.constexpr = gl.SliceLayout(1, rows_layout(gl.num_warps()))
+        zero_rows(ks, gl.convert_layout(seen, rows))
+    v.wait(0)
+    n = 0
+    for masked in gl.static_range(2):
+        count, start, jump, gap = span.loop(masked == 1)
+        for i in range(count):
+            tile, member = span.step(i, start, jump, gap)
+            row = tile * span.BLOCK_M
+            dks, dvs = step(
+                n,
+                row,
+                (head * span.GROUP + member) * lines + line + row,
+                k,
+                v,
+                dks,
+                dvs,
+                q,
+                d,
+                exchange,
+                scores,
+                low,
+                high,
+                position,
+                seen_from,
+                seen_to,
+                dq,
+                span.BLOCK_M,
+                masked == 1,
+            )
+            n += 1
+    if exchange.NEED_K:
+        store_columns(dk, dks, scale, key_count, KV_HEADS, DIM)
+    if exchange.NEED_V:
+        store_columns(dv, dvs, 1.0, key_count, KV_HEADS, VALUE_DIM)
+    if exchange.NEED_Q:
+        tma.store_wait(0)
+
+
+@gluon.jit
+def store_columns(base, columns, scale, count, KV_HEADS: gl.constexpr, DIM: gl.constexpr):
+    """The first ``count`` rows of tiles of columns to ``base``, ``KV_HEADS * DIM`` apart."""
+    for c in gl.static_range(len(columns)):
+        x = columns[c]
+        FIRST: gl.constexpr = columns[0].shape[1] if c == 1 else 0
+        row = gl.arange(0, x.shape[0], gl.SliceLayout(1, x.type.layout))
+        d = FIRST + gl.arange(0, x.shape[1], gl.SliceLayout(0, x.type.layout))
+        pointers = base + row[:, None].to(gl.int64) * (KV_HEADS * DIM) + d[None, :]
+        mask = (row < count)[:, None] & (d < DIM)[None, :]
+        gl.store(pointers, (x * scale).to(base.dtype.element_ty), mask=mask)
+
+
+@gluon.jit
+def dkdv_kernel(
+    q0,
+    q1,
+    k0,
+    k1,
+    v0,
+    v1,
+    d0,
+    d1,
+    shift,
+    delta,
+    dq,
+    dk,
+    dv,
+    cu_q,
+    cu_k,
+    stride_cuq,
+    stride_cuk,
+    batch,
+    query_len,
+    key_len,
+    factor,
+    scale,
+    softcap,
+    left,
+    right,
+    subtree_end,
+    stride_eb,
+    stride_el,
+    key_tiles,
+    lines,
+    KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    DIM: gl.constexpr,
+    VALUE_DIM: gl.constexpr,
+    PACKED: gl.constexpr,
+    LEFT: gl.constexpr,
+    RIGHT: gl.constexpr,
+    TREE: gl.constexpr,
+    SOFTCAP: gl.constexpr,
+    SCALED: gl.constexpr,
+    SEQUENCES: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    K_COLUMNS: gl.constexpr,
+    V_COLUMNS: gl.constexpr,
+    Q_STAGES: gl.constexpr,
+    D_STAGES: gl.constexpr,
+    DQ_BUFFERS: gl.constexpr,
+    SHARED: gl.constexpr,
+    PRODUCER_REGS: gl.constexpr,
+):
+    """One tile of keys of one kv head.
+
+    ``shift`` and ``delta`` have a number, and ``dq`` has a row, for every line: head by head, tile
+    of queries by tile, as ``find_tile`` counts them. ``lines`` are those of a head.
+    """
+    head = gl.program_id(0) // key_tiles
+    b, block, start_k, len_k = find_tile(
+        gl.program_id(0) % key_tiles, cu_k, stride_cuk, batch, key_len, 1, BLOCK_N, PACKED,
+        SEQUENCES,
+    )  # fmt: skip
+    start_q, len_q = find_sequence(b, cu_q, stride_cuq, query_len, PACKED)
+    line = first_tile(b, start_q, query_len, BLOCK_M, PACKED).to(gl.int32) * BLOCK_M
+    s_layout: gl.constexpr = accumulator(0, gl.num_warps(), BLOCK_N, BLOCK_M)
+    n = block * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(1, s_layout))
+    ends = subtree_end
+    if TREE:
+        ends += head_offset(b, start_k, 0, stride_eb, stride_el, 0)
+    low, high = key_interval(n, len_k, ends, stride_el, left, right, LEFT, RIGHT, TREE)
+    real = n < len_k
+    begin, full_begin, full_end, end = row_range(low, high, real, len_q, len_k, 1, BLOCK_M)
+    seen_from, _, _, seen_to = row_range(low, high, real, len_q, len_k, 1, 1)
+    if block * BLOCK_N >= len_k:  # one tile too many of packed sequences
+        full_begin = begin
+        full_end = begin
+        end = begin
+    dtype: gl.constexpr = k0.dtype
+    k = make_ring(k0, k1, 1, K_COLUMNS, 1)
+    v = make_ring(v0, v1, 1, V_COLUMNS, 1)
+    q = Rows(make_ring(q0, q1, Q_STAGES, K_COLUMNS, 1), tiles(gl.float32, Q_STAGES, [BLOCK_M]))
+    d = Rows(make_ring(d0, d1, D_STAGES, V_COLUMNS, 1), tiles(gl.float32, D_STAGES, [BLOCK_M]))
+    NEED_Q: gl.constexpr = dq is not None
+    p_tiles = q.numbers
+    ds_tiles = q.numbers
+    dq_tiles = q.numbers
+    if NEED_Q or SHARED:
+        ds_tiles = tiles(dtype, 1, [BLOCK_N, BLOCK_M])
+    if SHARED:
+        p_tiles = tiles(dtype, 1, [BLOCK_N, BLOCK_M])
+    if NEED_Q:
+        DQ_BLOCK: gl.constexpr = dq.block_type.shape
+        dq_tiles = tiles(gl.float32, DQ_BUFFERS, DQ_BLOCK)
+    exchange = Exchange(
+        p_tiles.index(0),
+        ds_tiles.index(0),
+        dq_tiles,
+        SHARED,
+        NEED_Q,
+        dk is not None,
+        dv is not None,
+    )
+    span = Span(begin, full_begin, full_end, end, GROUP, BLOCK_M)
+    scores = Scores(
+        gl.to_tensor(factor), gl.to_tensor(scale), gl.to_tensor(softcap), SOFTCAP, SCALED
+    )
+    at = output_rows(block * BLOCK_N, b, start_k, head, key_len, KV_HEADS, 1, PACKED)
+    dk_rows = dk
+    dv_rows = dv
+    if dk is not None:
+        dk_rows += at * DIM
+    if dv is not None:
+        dv_rows += at * VALUE_DIM
+    consumed = (
+        k,
+        v,
+        q,
+        d,
+        exchange,
+        span,
+        scores,
+        low,
+        high,
+        len_k - len_q,
+        seen_from,
+        seen_to,
+        dq,
+        line,
+        gl.to_tensor(lines),
+        head,
+        len_k - block * BLOCK_N,
+        dk_rows,
+        dv_rows,
+        gl.to_tensor(scale),
+        KV_HEADS,
+        DIM,
+        VALUE_DIM,
+    )
+    produced = (
+        k,
+        v,
+        q,
+        d,
+        span,
+        q0,
+        q1,
+        k0,
+        k1,
+        v0,
+        v1,
+        d0,
+        d1,
+        shift,
+        delta,
+        b * 0 if PACKED else b,
+        start_k.to(gl.int32) + block * BLOCK_N,
+        start_q.to(gl.int32),
+        head,
+        line,
+        gl.to_tensor(lines),
+    )
+    gl.warp_specialize([(consume, consumed), (produce, produced)], [4], [PRODUCER_REGS])
