@@ -434,12 +434,12 @@ def study_quality(
     q_rank: Annotated[
         int | None, typer.Option(help="Rank of mla's and gla's query. [default: half the width]")
     ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 512,
     context: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
-    batch: Annotated[int, typer.Option(help="Windows of a step.")] = 4,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = 500,
+    batch: Annotated[int, typer.Option(help="Windows of a step.")] = 2,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = 1000,
     lr: Annotated[float, typer.Option(help="Peak of the learning rate, of all alike.")] = 4e-3,
-    warmup: Annotated[int, typer.Option(help="Steps until the peak.")] = 50,
+    warmup: Annotated[int, typer.Option(help="Steps until the peak.")] = 100,
     dtype: Annotated[str, typer.Option(help="bf16 (float32 master weights) or fp32.")] = "fp32",
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     csv: Csv = None,

@@ -8,24 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from ridgeline.training import checkpoint as checkpoints
-from ridgeline.training.config import TrainConfig
+from ridgeline.training.config import MODEL_FIELDS, TrainConfig
 from ridgeline.training.pretrain import CHECKPOINTS, MODEL, TrainResult, pretrain, saved_config
 from ridgeline.training.progress import TrainProgress
-
-MODEL_FIELDS = {
-    "attention",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "head_dim",
-    "num_key_value_heads",
-    "num_latent_heads",
-    "latent_dim",
-    "rope_dim",
-    "q_rank",
-    "tie_word_embeddings",
-}
+from ridgeline.training.start import Start
 
 
 def run(
@@ -74,6 +60,16 @@ def make_config(
     if saved is not None:
         explicit = {name: value for name, value in settings.items() if name in given}
         settings = {**vars(saved), **saved.model, **explicit}
+    elif settings["start"] is not None:
+        start = Start.read(settings["start"])
+        theirs = {**start.model, "vocab_size": start.vocab_size}
+        for name in sorted(given & (MODEL_FIELDS | {"vocab_size"})):
+            if settings[name] != theirs.get(name):
+                raise ValueError(
+                    f"{name}: expected {theirs.get(name)!r} as {start.path} has it, got "
+                    f"{settings[name]!r}"
+                )
+        settings = {**settings, **dict.fromkeys(MODEL_FIELDS), **theirs}
     model = {name: settings[name] for name in MODEL_FIELDS if settings.get(name) is not None}
     rest = {name: settings[name] for name in settings if name not in MODEL_FIELDS | {"model"}}
     config = TrainConfig(model=model, **rest)

@@ -10,6 +10,25 @@ from ridgeline.training.tokenizer import MIN_VOCAB_SIZE
 
 Precision = Literal["bf16", "fp32"]
 
+# Fields of RidgelineConfig that a run chooses.
+MODEL_FIELDS = {
+    "attention",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "head_dim",
+    "num_key_value_heads",
+    "num_latent_heads",
+    "latent_dim",
+    "rope_dim",
+    "q_rank",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "rms_norm_eps",
+    "initializer_range",
+}
+
 # What may differ from the checkpoint's when a run goes on: none of it changes a weight or a loss.
 FREE_ON_RESUME = {"texts", "eval_every", "save_every"}
 
@@ -24,6 +43,8 @@ class TrainConfig:
     Attributes:
         model: fields of ``RidgelineConfig`` except the vocabulary, the special tokens and the
             longest position, which follow from the fields below.
+        start: folder of the model whose weights and tokenizer the run begins with, of the sizes in
+            ``model``; ``None`` draws weights and trains a tokenizer.
         texts: text files; empty for the Python standard library's sources. What a resumed run must
             match is their content, not their place.
         vocab_size: largest vocabulary of the tokenizer, at least 257.
@@ -49,6 +70,7 @@ class TrainConfig:
     """
 
     model: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
     texts: tuple[str, ...] = ()
     vocab_size: int = 4096
     context: int = 512

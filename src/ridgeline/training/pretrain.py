@@ -14,6 +14,7 @@ from ridgeline.training.checkpoint import Checkpoint, sync
 from ridgeline.training.config import TrainConfig
 from ridgeline.training.export import export_model
 from ridgeline.training.log import Log, Row, plot
+from ridgeline.training.start import Start
 from ridgeline.training.state import TrainState
 from ridgeline.training.text import Text, prepare_text
 
@@ -62,7 +63,7 @@ def pretrain(
         on_step: called after every optimizer step.
 
     Raises:
-        FileNotFoundError: a text or the checkpoint to resume is missing.
+        FileNotFoundError: a text, the checkpoint to resume or the model to start from is missing.
         ValueError: a text is empty, not UTF-8 or too short, a setting is impossible or not the
             checkpoint's, a checkpoint is damaged, or ``out_dir`` already holds a run.
         OSError: the disk is full; the checkpoint before is intact.
@@ -75,10 +76,17 @@ def pretrain(
     elif checkpoints.latest_name(out_dir / CHECKPOINTS) is not None:
         raise ValueError(f"out_dir: {out_dir} already holds a run; resume it or take another")
     torch.set_num_threads(config.threads)
+    start = None
+    if saved is None and config.start is not None:
+        start = Start.read(config.start)
+        start.check_model(config.model)
     if text is None:
-        text = prepare_text(config, None if saved is None else saved.tokenizer)
+        begun = saved or start
+        text = prepare_text(config, None if begun is None else begun.tokenizer)
     if saved is None:
         state = TrainState(config, text)
+        if start is not None:
+            state.model.load_state_dict(start.weights())
         out_dir.mkdir(parents=True, exist_ok=True)
         checkpoints.save(out_dir / CHECKPOINTS, state.snapshot())
     else:
