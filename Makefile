@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench docs lint clean
 
 demo: .venv/.demo
 	$(BIN)/ridgeline demo
@@ -12,6 +12,9 @@ test: .venv/.test lint
 
 bench: .venv/.demo
 	$(BIN)/ridgeline bench decode --csv benchmarks/results/decode.csv --plot benchmarks/results/decode.png
+
+docs: .venv/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 lint: .venv/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -24,11 +27,11 @@ lint: .venv/.test
 	touch $@
 
 .venv/.demo: .venv/.python $(BUILD_INPUTS)
-	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[cli,hf]"
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[cli,hf,plan]"
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[cli,hf,train,test]"
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[cli,hf,plan,train,test,docs]"
 	touch $@
 
 clean:
