@@ -1,4 +1,4 @@
-"""``python -m ridgeline.bench``: decode and attention where typer and rich are not installed."""
+"""``python -m ridgeline.bench``: some of the benchmarks where typer and rich are not installed."""
 
 import sys
 

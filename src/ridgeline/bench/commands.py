@@ -1,4 +1,4 @@
-"""``ridgeline bench decode`` and ``attention``: their options, on a CPU and on a GPU.
+"""``ridgeline bench decode``, ``attention`` and ``serve``: their options, on a CPU and on a GPU.
 
 Each function is the command of both command lines (``options``); it imports what it needs when it
 runs, so that --help is fast.
@@ -180,4 +180,71 @@ def attention(
     run.bench_attention(options, timed, table.console(), **out)
 
 
-COMMANDS = {"decode": decode, "attention": attention}
+def serve(
+    variants: Annotated[
+        str, Option("mha, mqa, gqa, gta, mla, gla; comma-separated.")
+    ] = "gqa,gta,mla,gla",
+    attention: Annotated[
+        str, Option("ridgeline; engine for GQA by vLLM's own attention; comma-separated.")
+    ] = "ridgeline",
+    cache_mib: Annotated[str, Option("Budgets of the cache, MiB; comma-separated.")] = "512",
+    context: Annotated[str, Option("Tokens of a prompt; comma-separated.")] = "8192",
+    concurrency: Annotated[str, Option("Requests under way; comma-separated.")] = "8",
+    output: Annotated[int, Option("Tokens that a request asks for.")] = 64,
+    prompts: Annotated[
+        int | None, Option("Requests of a load.", default="as many as are under way")
+    ] = None,
+    dtype: Annotated[str, Option("bf16, fp16 or fp32.")] = "bf16",
+    layers: Annotated[int, Option("Decoder layers.")] = 3,
+    hidden: Annotated[int, Option("Width of the models.")] = 1024,
+    intermediate: Annotated[
+        int, Option("Width of an MHA model's MLP; other models get as many parameters.")
+    ] = 1024,
+    heads: Annotated[int, Option("Query heads.")] = 16,
+    kv_heads: Annotated[int, Option("Cached heads of GQA and GTA.")] = 8,
+    latent_heads: Annotated[int, Option("Latent heads of GLA.")] = 2,
+    q_rank: Annotated[int, Option("Rank of the query of MLA and GLA.")] = 512,
+    engine: Annotated[str, Option("Further options of vLLM's server, as one text.")] = "",
+    url: Annotated[
+        str | None, Option("An endpoint that runs already, in place of servers of our models.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, Option("With --url: the directory of its model's tokenizer.")
+    ] = None,
+    threads: Threads = 0,
+    csv: Csv = None,
+    json: Json = None,
+    plot: Annotated[Path | None, Option("Draw the rows to this file.")] = None,
+) -> None:
+    """Serve models of equal size under equal cache budgets, and load them by vLLM's client."""
+    import shlex
+
+    from ridgeline.bench import arguments, table
+    from ridgeline.bench.serving import run
+    from ridgeline.bench.serving.measure import ServeBenchOptions
+    from ridgeline.bench.serving.models import ServedShape
+
+    arguments.set_threads(threads)
+    options = ServeBenchOptions(
+        variants=arguments.names(variants),
+        attention=arguments.names(attention),
+        shape=ServedShape(layers, hidden, intermediate, heads, kv_heads, latent_heads, q_rank),
+        dtype=dtype,
+        cache_mib=arguments.integers("--cache-mib", cache_mib),
+        contexts=arguments.integers("--context", context),
+        concurrency=arguments.integers("--concurrency", concurrency),
+        output=output,
+        prompts=prompts,
+        engine=tuple(shlex.split(engine)),
+    )
+    out = {"csv": csv, "json": json, "plot_file": plot}
+    if url is None:
+        arguments.refuse("--tokenizer", tokenizer, "--url")
+        run.bench_serve(options, table.console(), **out)
+    elif tokenizer is None:
+        raise ValueError("--tokenizer: expected together with --url")
+    else:
+        run.bench_endpoint(url.rstrip("/"), tokenizer, options, table.console(), **out)
+
+
+COMMANDS = {"decode": decode, "attention": attention, "serve": serve}

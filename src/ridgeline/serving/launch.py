@@ -89,6 +89,14 @@ class ServeOptions:
         return [*line, *self.engine]
 
 
+@dataclass(frozen=True)
+class Start:
+    """A process to start: its command line, without the key, and its whole environment."""
+
+    line: list[str]
+    environment: Mapping[str, str]
+
+
 def serve(options: ServeOptions, key_file: Path | None = None) -> NoReturn:
     """Become the engine's server.
 
@@ -96,29 +104,40 @@ def serve(options: ServeOptions, key_file: Path | None = None) -> NoReturn:
         key_file: holds the key that requests must bring; ``VLLM_API_KEY`` if None.
 
     Raises:
-        ValueError: vLLM is not installed, the model's files are not those of its manifest, the
-            key cannot be one, or there is none and ``options.host`` is not loopback.
-        OSError: the key's file cannot be read.
+        ValueError, OSError: as of ``prepare`` and ``read_key``.
     """
-    if find_spec("vllm") is None:
-        raise ValueError("vLLM is not installed here: pip install 'ridgeline[vllm]'")
-    key = read_key(os.environ, key_file)
+    start = prepare(options, read_key(os.environ, key_file))
+    sys.stderr.flush()
+    os.execve(start.line[0], start.line, start.environment)
+
+
+def prepare(options: ServeOptions, key: str | None = None) -> Start:
+    """Check everything that can be checked before a server starts.
+
+    Args:
+        key: what requests must bring; without one the server listens on loopback alone.
+
+    Raises:
+        ValueError: vLLM is not installed, the model's files are not those of its manifest, or
+            there is no key and ``options.host`` is not loopback.
+    """
+    require_engine()
     if key is None and not is_loopback(options.host):
         raise ValueError(
             f"--host: expected a loopback address without a key, got {options.host!r}; "
             f"set {KEY}, or --key-file"
         )
     if not check_model(options.model):
-        print(
-            f"ridgeline: {options.model} has no manifest, its files are unchecked", file=sys.stderr
-        )
-    line = options.command(guarded=key is not None)
-    environment = {**os.environ, **ENVIRONMENT}
-    environment.pop(KEY, None)
-    if key is not None:
-        environment[KEY] = key
-    sys.stderr.flush()
-    os.execve(line[0], line, environment)
+        print(f"{options.model} has no manifest, its files are unchecked", file=sys.stderr)
+    environment = {name: value for name, value in os.environ.items() if name != KEY}
+    environment |= ENVIRONMENT | ({} if key is None else {KEY: key})
+    return Start(options.command(guarded=key is not None), environment)
+
+
+def require_engine() -> None:
+    """Raises ``ValueError``, saying what to install, where there is no vLLM."""
+    if find_spec("vllm") is None:
+        raise ValueError("vLLM is not installed here: pip install 'ridgeline[vllm]'")
 
 
 def read_key(environment: Mapping[str, str], key_file: Path | None) -> str | None:
