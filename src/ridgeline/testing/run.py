@@ -120,7 +120,7 @@ def launch_decode(
         scales = (_scale(case, "k_scale"), _scale(case, "v_scale"))
     module = import_module(f"ridgeline.ops.{name}.{impl}")
     out = case.q.new_full((*rows, value_dim), fill)
-    config = replace(module.config_for(*tiled_by), **changes)
+    config = replace(module.config_for(*tiled_by, *scales), **changes)
     getattr(module, name)(*inputs, *options, *scales, case.num_splits, out, lse, config=config)
     return out, lse
 
@@ -197,7 +197,7 @@ def _run_attention(
 def _run_attention_core(
     case: AttentionCase, isa: str, fill: float, gradients: bool
 ) -> tuple[Tensor, ...]:
-    return _launch_attention(
+    return launch_attention(
         attention_cpu.forward, attention_cpu.backward, case, fill, gradients, isa=isa
     )
 
@@ -210,12 +210,12 @@ def _run_attention_triton(
 
     rows, _, tokens = tile.rpartition("x")
     config = AttentionConfig(int(rows or tokens), int(tokens), num_warps=4, num_stages=1)
-    return _launch_attention(
+    return launch_attention(
         forward.forward, backward.backward, case, fill, gradients, config=config
     )
 
 
-def _launch_attention(
+def launch_attention(
     forward: Callable[..., None],
     backward: Callable[..., None],
     case: AttentionCase,
@@ -223,7 +223,15 @@ def _launch_attention(
     gradients: bool,
     **chosen: object,
 ) -> tuple[Tensor, ...]:
-    """The launchers of an implementation, into outputs filled with ``fill``."""
+    """The launchers of an implementation, into outputs filled with ``fill``.
+
+    Args:
+        forward, backward: launchers of ``attention`` and of its gradient.
+        case: of ``attention``.
+        fill: what the outputs hold before.
+        gradients: whether to run ``backward`` too.
+        chosen: keyword arguments of both launchers.
+    """
     inputs = (case.q, case.k, case.v)
     left, right = (-1 if side is None else side for side in case.window or (None, None))
     layout = (case.cu_seqlens_q, case.cu_seqlens_k, case.subtree_end)

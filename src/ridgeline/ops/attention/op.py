@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ridgeline.ops.attention import cpu, fp8, reference
+from ridgeline.ops.attention.hopper import config as hopper_config
 from ridgeline.ops.attention.triton import config as triton_config
 from ridgeline.ops.common import check, packing
 from ridgeline.ops.common.dispatch import empty_outputs, pick
@@ -131,6 +132,10 @@ def _run(
             from ridgeline.ops.attention.triton import forward as triton
 
             triton.forward(*tensors, *options, out, lse)
+        case "hopper":
+            from ridgeline.ops.attention.hopper import forward as hopper
+
+            hopper.forward(*tensors, *options, out, lse)
         case "cpu":
             cpu.forward(*tensors, *options, out, lse)
         case "reference" if q.dtype == check.FP8:
@@ -167,7 +172,7 @@ def _run_backward(
     tensors = (q, k, v, cu_seqlens_q, cu_seqlens_k, subtree_end)
     options = (softmax_scale, causal, window_left, window_right, softcap)
     match _pick(impl, q, k, v):
-        case "triton":
+        case "triton" | "hopper":
             from ridgeline.ops.attention.triton import backward as triton
 
             triton.backward(dout, dlse, *tensors[:3], out, lse, *tensors[3:], *options, *filled)
@@ -182,6 +187,7 @@ def _run_backward(
 def _pick(impl: str, q: Tensor, k: Tensor, v: Tensor) -> str:
     reasons = {
         "triton": lambda: triton_config.unsupported(q, k, v, interpret=impl == "triton"),
+        "hopper": lambda: hopper_config.unsupported(q, k, v),
         "cpu": lambda: cpu.unsupported(q, k, v),
         "reference": lambda: None,
     }

@@ -9,9 +9,6 @@ from ridgeline.ops.common import device, hopper_config
 
 MAX_DIM = 256
 ROWS = 64  # query rows of a consumer: the M of a wgmma
-# Of a thread of each consumer and of the producer, by the number of consumers: together those of a
-# multiprocessor, in multiples of 8.
-REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 24)}
 SHARED_BYTES = 226 << 10  # of a program, less barriers
 L2_BYTES = 32 << 20  # of keys and values that programs read at a time, of 50 MiB
 
@@ -25,6 +22,8 @@ class ForwardConfig:
     stages: int  # tiles of keys, and of values, in shared memory
     pack: int  # heads of a kv head's group whose rows share a tile
     ping_pong: bool  # whether consumers issue their products in turns
+    consumer_regs: int = 240  # of a thread
+    producer_regs: int = 24
 
     @property
     def block_m(self) -> int:
@@ -68,7 +67,10 @@ def forward_config(
     fixed = 2 * consumers * ROWS * sum(device.pieces(dim))
     stage = 2 * block_n * (sum(device.pieces(dim)) + sum(device.pieces(value_dim)))
     stages = min(4, (SHARED_BYTES - fixed) // stage)
-    return ForwardConfig(consumers, block_n, stages, pack, ping_pong=width <= 128)
+    # Together the registers of a multiprocessor, in multiples of 8 a thread.
+    registers = 160 if consumers == 3 else 240
+    ping_pong = width <= 128
+    return ForwardConfig(consumers, block_n, stages, pack, ping_pong, registers)
 
 
 def packed_heads(rows: int, group: int, block_m: int) -> int:

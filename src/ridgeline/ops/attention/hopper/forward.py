@@ -1,0 +1,248 @@
+"""The forward kernel on Hopper and its launch: a producer warp and up to three consumers."""
+
+from torch import Tensor
+
+from ridgeline.ops.attention.hopper.config import L2_BYTES, ForwardConfig, forward_config
+from ridgeline.ops.attention.hopper.consumer import Results, Scores, Turns, attend
+from ridgeline.ops.attention.hopper.ring import make_ring
+from ridgeline.ops.attention.hopper.tensors import descriptors, readable
+from ridgeline.ops.attention.hopper.work import Work
+from ridgeline.ops.attention.tiles import Problem
+from ridgeline.ops.common.device import as_tuned, launcher, pieces, processors
+from ridgeline.ops.common.gluon import gl, gluon
+from ridgeline.ops.common.hopper import barriers
+
+CONSTANTS = ("PACKED", "LEFT", "RIGHT", "TREE", "SOFTCAP", "SCALED", "VALUE_DIM")
+
+
+@gluon.jit
+def produce(work, queries, keys, values, q0, q1, k0, k1, v0, v1):
+    """The producer warp: every item's queries, then keys one tile ahead of values."""
+    CONSUMERS: gl.constexpr = queries.STAGES
+    STEP: gl.constexpr = queries.x0.shape[2]  # tokens of a consumer's rows
+    n = 0
+    q = 0
+    for i in range(work.rounds()):
+        t = work.nth(i)
+        if t >= 0:
+            item = work.item(t)
+            if (item.begin >= 0) & (item.count > 0):
+                # Packed sequences are rows of one.
+                b = item.b * (0 if work.PACKED else 1)
+                query = item.start_q.to(gl.int32) + item.begin // work.PACK
+                key = item.start_k.to(gl.int32)
+                reader = item.entity * work.PACK
+                head = work.kv_head(item)
+                tile = work.tile(item, 0)
+                queries.load(q, q0, q1, b, query, reader)
+                keys.load(n, k0, k1, b, key + tile * work.BLOCK_N, head)
+                for c in gl.static_range(1, CONSUMERS):
+                    queries.load(q + c, q0, q1, b, query + c * STEP, reader)
+                for j in range(1, item.count):
+                    following = work.tile(item, j)
+                    keys.load(n + j, k0, k1, b, key + following * work.BLOCK_N, head)
+                    values.load(n + j - 1, v0, v1, b, key + tile * work.BLOCK_N, head)
+                    tile = following
+                n += item.count
+                values.load(n - 1, v0, v1, b, key + tile * work.BLOCK_N, head)
+                q += CONSUMERS
+
+
+@gluon.jit
+def hopper_forward_kernel(
+    q0,
+    q1,
+    k0,
+    k1,
+    v0,
+    v1,
+    out,
+    lse,
+    cu_q,
+    cu_k,
+    stride_cuq,
+    stride_cuk,
+    batch,
+    query_len,
+    key_len,
+    factor,
+    scale,
+    softcap,
+    left,
+    right,
+    ends,
+    lists,
+    capacity,
+    stride_eb,
+    stride_el,
+    band,
+    row_tiles,
+    entities,
+    section,
+    PACKED: gl.constexpr,
+    LEFT: gl.constexpr,
+    RIGHT: gl.constexpr,
+    TREE: gl.constexpr,
+    SOFTCAP: gl.constexpr,
+    SCALED: gl.constexpr,
+    PACK: gl.constexpr,
+    GROUP: gl.constexpr,
+    HEADS: gl.constexpr,
+    VALUE_DIM: gl.constexpr,
+    K_COLUMNS: gl.constexpr,
+    V_COLUMNS: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    STAGES: gl.constexpr,
+    PING_PONG: gl.constexpr,
+    CONSUMER_REGS: gl.constexpr,
+    PRODUCER_REGS: gl.constexpr,
+):
+    """Programs that stay, each with every ``num_programs``-th item; see ``work``."""
+    work = Work(
+        cu_q,
+        cu_k,
+        gl.to_tensor(stride_cuq),
+        gl.to_tensor(stride_cuk),
+        gl.to_tensor(batch),
+        gl.to_tensor(query_len),
+        gl.to_tensor(key_len),
+        gl.to_tensor(left),
+        gl.to_tensor(right),
+        ends,
+        lists,
+        gl.to_tensor(capacity),
+        gl.to_tensor(stride_eb),
+        gl.to_tensor(stride_el),
+        gl.to_tensor(band),
+        gl.to_tensor(row_tiles),
+        gl.to_tensor(entities),
+        gl.to_tensor(section),
+        PACKED,
+        LEFT,
+        RIGHT,
+        TREE,
+        PACK,
+        GROUP,
+        CONSUMERS * 64,
+        BLOCK_N,
+    )
+    queries = make_ring(q0, q1, CONSUMERS, K_COLUMNS, 1)
+    keys = make_ring(k0, k1, STAGES, K_COLUMNS, CONSUMERS)
+    values = make_ring(v0, v1, STAGES, V_COLUMNS, CONSUMERS)
+    turns = Turns(barriers(CONSUMERS, 1), CONSUMERS, PING_PONG)
+    scores = Scores(
+        gl.to_tensor(factor), gl.to_tensor(scale), gl.to_tensor(softcap), SOFTCAP, SCALED
+    )
+    results = Results(out, lse, HEADS, VALUE_DIM)
+    load = (work, queries, keys, values, q0, q1, k0, k1, v0, v1)
+    # A number is a constant only where it stands in the tuple that is given to a partition.
+    first = (work, queries, keys, values, turns, scores, results, 0)
+    second = (work, queries, keys, values, turns, scores, results, 1)
+    third = (work, queries, keys, values, turns, scores, results, 2)
+    if CONSUMERS == 1:
+        gl.warp_specialize([(attend, first), (produce, load)], [1], [PRODUCER_REGS])
+    elif CONSUMERS == 2:
+        gl.warp_specialize(
+            [(attend, first), (attend, second), (produce, load)],
+            [4, 1],
+            [CONSUMER_REGS, PRODUCER_REGS],
+        )
+    else:
+        gl.warp_specialize(
+            [(attend, first), (attend, second), (attend, third), (produce, load)],
+            [4, 4, 1],
+            [CONSUMER_REGS, CONSUMER_REGS, PRODUCER_REGS],
+        )
+
+
+def config_for(q: Tensor, k: Tensor, v: Tensor, batch: int, tree: bool) -> ForwardConfig:
+    """The tiling of a call, from shapes alone."""
+    rows = q.shape[-3] if q.dim() == 4 else -(-q.shape[0] // max(batch, 1))
+    group = q.shape[-2] // k.shape[-2]
+    return as_tuned("forward", forward_config(q.shape[-1], v.shape[-1], rows, group, tree=tree))
+
+
+@launcher
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    subtree_end: Tensor | None,
+    softmax_scale: float,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    config: ForwardConfig | None = None,
+) -> None:
+    """Fills ``out [..., h_q, d_v]`` and ``lse [..., h_q]``, both contiguous.
+
+    ``config`` replaces the tiling that ``config_for`` chooses; it changes the result within
+    rounding.
+    """
+    if lse.numel() == 0:
+        return
+    if k.numel() == 0:
+        out.zero_()
+        lse.fill_(float("-inf"))
+        return
+    batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+    config = config or config_for(q, k, v, batch, subtree_end is not None)
+    q, k, v = readable(q), readable(k), readable(v)
+    options = (softmax_scale, causal, window_left, window_right, softcap)
+    layout = (cu_seqlens_q, cu_seqlens_k, subtree_end)
+    problem = Problem(q, k, v, *layout, *options, group=config.pack)
+    heads = q.shape[-2]
+    entities = heads // config.pack
+    _, _, *numbers = problem.layout
+    for ends, lists, *band, row_tiles in problem.bands(config.block_m, config.block_n):
+        programs = min(processors(q), row_tiles * entities)
+        hopper_forward_kernel[(programs,)](
+            *descriptors(q, 64 // config.pack, config.pack),
+            *descriptors(k, config.block_n),
+            *descriptors(v, config.block_n),
+            out,
+            lse,
+            lse if cu_seqlens_q is None else cu_seqlens_q,
+            lse if cu_seqlens_k is None else cu_seqlens_k,
+            *numbers,
+            *problem.options,
+            lse if ends is None else ends,
+            lse if lists is None else lists,
+            *band,
+            row_tiles,
+            entities,
+            section(k, v, batch, heads // k.shape[-2] // config.pack, entities),
+            **{name: problem.constants[name] for name in CONSTANTS},
+            PACK=config.pack,
+            GROUP=heads // k.shape[-2],
+            HEADS=heads,
+            K_COLUMNS=columns(q),
+            V_COLUMNS=columns(v),
+            CONSUMERS=config.consumers,
+            BLOCK_N=config.block_n,
+            STAGES=config.stages,
+            PING_PONG=config.ping_pong and config.consumers > 1,
+            CONSUMER_REGS=config.consumer_regs,
+            PRODUCER_REGS=config.producer_regs,
+            num_warps=4,
+        )
+
+
+def columns(x: Tensor) -> int:
+    """Of tiles that hold a row."""
+    return 2 if pieces(x.shape[-1])[1] else 1
+
+
+def section(k: Tensor, v: Tensor, batch: int, readers: int, entities: int) -> int:
+    """Entities whose keys and values, of a sequence of mean length, fit L2; ``readers`` share one
+    kv head's."""
+    keys = k.shape[-3] if k.dim() == 4 else -(-k.shape[0] // batch)
+    size = keys * (k.shape[-1] + v.shape[-1]) * k.element_size()
+    return min(entities, max(1, L2_BYTES // size) * readers)

@@ -1,0 +1,60 @@
+"""Representative launches of the Hopper attention kernels, to compile ahead of time."""
+
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+from hopper_launches import BF16, PROCESSORS, recorded
+
+from ridgeline.ops.attention.hopper import forward
+from ridgeline.testing.gluon_aot import Launch
+
+
+def forward_call(
+    dim: int,
+    value_dim: int,
+    heads: int = 16,
+    kv_heads: int = 16,
+    length: int = 8192,
+    *,
+    causal: bool = False,
+    window: int = -1,
+    softcap: float = 0.0,
+    packed: bool = False,
+    tree: bool = False,
+    dtype: torch.dtype = BF16,
+) -> Callable[[], None]:
+    batch = 1 if packed else 2
+    q = torch.empty(batch, length, heads, dim, dtype=dtype)
+    k = torch.empty(batch, length, kv_heads, dim, dtype=dtype)
+    v = torch.empty(batch, length, kv_heads, value_dim, dtype=dtype)
+    ends = torch.empty(batch, length, dtype=torch.int32) if tree else None
+    starts = torch.tensor([0, length // 2, length], dtype=torch.int32) if packed else None
+    if packed:
+        q, k, v = q[0], k[0], v[0]
+        ends = None if ends is None else ends[0]
+    out, lse = q.new_empty(*q.shape[:-1], value_dim), torch.empty(q.shape[:-1])
+    options = (dim**-0.5, causal, window, -1, softcap, out, lse)
+    return lambda: forward.forward(q, k, v, starts, starts, ends, *options)
+
+
+CALLS = {
+    "forward-128": forward_call(128, 128),
+    "forward-128-causal": forward_call(128, 128, causal=True),
+    "forward-64-causal": forward_call(64, 64, causal=True),
+    "forward-96": forward_call(96, 96),
+    "forward-192-128-causal": forward_call(192, 128, causal=True),
+    "forward-256-causal": forward_call(256, 256, causal=True),
+    "forward-128-packed-tree": forward_call(128, 128, packed=True, tree=True),
+    "forward-128-gqa-chunk": forward_call(128, 128, 32, 8, length=33, causal=True, window=1000),
+}
+
+
+def launches(*names: str) -> dict[str, Launch]:
+    """Of ``names``, or all."""
+    with (
+        mock.patch("ridgeline.ops.attention.hopper.forward.processors", return_value=PROCESSORS),
+        mock.patch("ridgeline.ops.attention.tiles.ends_kernel"),
+        mock.patch("ridgeline.ops.attention.tiles.lists_kernel"),
+    ):
+        return {name: recorded(CALLS[name]) for name in names or CALLS}
