@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType
 from vllm.v1.kv_cache_interface import KVCacheLayout
 
-from ridgeline.vllm.step import Group, Prompts, Step, StepBuilder
+from ridgeline.ops.attention import attention
+from ridgeline.vllm.step import Group, Step, StepBuilder
 
 
 class RidgelineBackend(AttentionBackend):
@@ -88,17 +89,43 @@ class RidgelineImpl(AttentionImpl[Step]):
         prompts = attn_metadata.prompts
         if prompts is not None:
             rows = prompts.tokens
-            output[rows] = self.prefill(layer, query[rows], key[rows], value[rows], prompts)
+            if prompts.slots is None:
+                cached = self.join(key, value)[rows]
+            else:
+                cached = cache_rows(kv_cache)[prompts.slots]
+            k, v = self.keys_and_values(layer, cached)
+            output[rows] = attention(
+                query[rows],
+                k,
+                v,
+                causal=True,
+                softmax_scale=self.scale,
+                window=self.window,
+                softcap=self.softcap,
+                cu_seqlens_q=prompts.cu_seqlens_q,
+                cu_seqlens_k=prompts.cu_seqlens_k,
+                max_seqlen_q=prompts.max_seqlen_q,
+                max_seqlen_k=prompts.max_seqlen_k,
+            )
         for group in attn_metadata.groups:
             q = query[group.tokens].unflatten(0, (-1, group.query_len))
             output[group.tokens] = self.decode(layer, q, kv_cache, group).flatten(0, 1)
         return output
 
+    def do_kv_cache_update(
+        self, layer: nn.Module, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        # Padding (-1) goes to slot 0, of the page that the engine never gives away.
+        slots = slot_mapping.clamp(min=0).long()
+        cache_rows(kv_cache).index_copy_(0, slots, self.join(key, value)[: len(slots)])
+
     @abstractmethod
-    def prefill(
-        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, prompts: Prompts
-    ) -> Tensor:
-        """``query [T, h, d]`` over the same step's ``key`` and ``value`` -> ``[T, h, d_v]``."""
+    def join(self, key: Tensor, value: Tensor) -> Tensor:
+        """New tokens as the cache holds them, ``[T, h, c]``."""
+
+    @abstractmethod
+    def keys_and_values(self, layer: nn.Module, cached: Tensor) -> tuple[Tensor, Tensor]:
+        """Cached tokens ``[T, h, c]`` as the ``k`` and ``v`` of ``attention``."""
 
     @abstractmethod
     def decode(self, layer: nn.Module, query: Tensor, kv_cache: Tensor, group: Group) -> Tensor:
@@ -108,8 +135,3 @@ class RidgelineImpl(AttentionImpl[Step]):
 def cache_rows(kv_cache: Tensor) -> Tensor:
     """The pages ``[num_pages, h, page_size, c]`` as ``[num_pages * page_size, h, c]``, a view."""
     return kv_cache.transpose(1, 2).flatten(0, 1)
-
-
-def real_slots(slot_mapping: Tensor) -> Tensor:
-    """Slots with padding (-1) sent to slot 0, of the page that the engine never gives away."""
-    return slot_mapping.clamp(min=0).long()

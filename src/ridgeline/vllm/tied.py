@@ -4,17 +4,16 @@ A token is one row of the cache, ``[states of this rank | RoPE key]``, as in ``C
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.config import CacheConfig, VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.utils.torch_utils import _encode_layer_name
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from ridgeline.cache import CacheSpec
-from ridgeline.ops.attention import attention
 from ridgeline.ops.tied_decode import tied_decode
-from ridgeline.vllm.backend import RidgelineBackend, RidgelineImpl, cache_rows, real_slots
-from ridgeline.vllm.step import Group, Prompts
+from ridgeline.vllm.backend import RidgelineBackend, RidgelineImpl
+from ridgeline.vllm.step import Group
 
 
 class TiedBackend(RidgelineBackend):
@@ -32,29 +31,13 @@ class TiedImpl(RidgelineImpl):
             raise ValueError("sliding_window, logits_soft_cap: expected neither with a tied cache")
         self.spec = spec
 
-    def do_kv_cache_update(
-        self, layer: nn.Module, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
-    ) -> None:
-        slots = real_slots(slot_mapping)
-        cache_rows(kv_cache).index_copy_(0, slots, key[: len(slots)])
+    def join(self, key: Tensor, value: Tensor) -> Tensor:
+        return key
 
-    def prefill(
-        self, layer: "TiedAttention", query: Tensor, key: Tensor, value: Tensor, prompts: Prompts
-    ) -> Tensor:
-        state, rope = self._split(key.squeeze(1))
+    def keys_and_values(self, layer: "TiedAttention", cached: Tensor) -> tuple[Tensor, Tensor]:
+        state, rope = self._split(cached.squeeze(1))
         k, v = layer.expand(state)
-        k = torch.cat((k, rope.unsqueeze(1).expand(-1, k.shape[1], -1)), dim=-1)
-        return attention(
-            query,
-            k,
-            v,
-            causal=True,
-            softmax_scale=self.scale,
-            cu_seqlens_q=prompts.cu_seqlens,
-            cu_seqlens_k=prompts.cu_seqlens,
-            max_seqlen_q=prompts.max_seqlen,
-            max_seqlen_k=prompts.max_seqlen,
-        )
+        return torch.cat((k, rope.unsqueeze(1).expand(-1, k.shape[1], -1)), dim=-1), v
 
     def decode(
         self, layer: "TiedAttention", query: Tensor, kv_cache: Tensor, group: Group

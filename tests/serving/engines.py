@@ -1,0 +1,76 @@
+"""Engines in the test's process, and what the same checkpoint gives in transformers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+BLOCK = 16  # tokens of a page
+
+
+@contextmanager
+def engine(path: Path, **options: object) -> Iterator[LLM]:
+    defaults = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "block_size": BLOCK,
+        "kv_cache_memory_bytes": 16 << 20,
+        "disable_log_stats": False,
+    }
+    llm = LLM(str(path), **(defaults | options))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
+
+
+def greedy(llm: LLM, prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def reference(path: Path, prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """Greedy tokens of transformers' generate, prompt by prompt."""
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.generation_config.eos_token_id = None
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        outputs.append(out[0, len(prompt) :].tolist())
+    return outputs
+
+
+def counter(llm: LLM, name: str) -> int:
+    """The engine's own count, such as ``num_preemptions``."""
+    found = [metric.value for metric in llm.get_metrics() if metric.name == f"vllm:{name}"]
+    assert found, f"the engine counts no {name}"
+    return sum(found)
+
+
+def tokens_cached(llm: LLM, memory: int) -> int:
+    """Tokens that the engine's own accounting fits into ``memory`` bytes of a rank."""
+    from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
+
+    specs = llm.llm_engine.model_executor.get_kv_cache_specs()
+    config = llm.llm_engine.vllm_config
+    configs = get_kv_cache_configs(config, specs, [memory] * len(specs))
+    return configs[0].num_blocks * BLOCK
+
+
+def random_prompts(lengths: Sequence[int], shared: int, vocab: int = 257) -> list[list[int]]:
+    """Prompts with a prefix of ``shared`` tokens in common, whose text repeats itself."""
+    draw = torch.Generator().manual_seed(3)
+    prefix = torch.randint(1, vocab, (shared,), generator=draw).tolist()
+    prompts = []
+    for length in lengths:
+        own = torch.randint(1, vocab, (5,), generator=draw).tolist()
+        prompts.append((prefix + own * length)[:length])
+    return prompts
