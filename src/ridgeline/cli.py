@@ -407,6 +407,38 @@ def bench_e2e(
     bench_end_to_end(shape, table.console(), csv=csv, json=json)
 
 
+@app.command("convert")
+def convert_model(
+    src: Annotated[Path, typer.Argument(help="Folder of an mha, mqa, gqa or Llama model.")],
+    dst: Annotated[Path, typer.Argument(help="New folder of the converted model.")],
+    to: Annotated[str, typer.Option(help="gta, mla or gla.")],
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text whose activations weigh the errors.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text to use.", min=1)] = 8192,
+    kv_heads: Annotated[int | None, typer.Option(help="Tied heads. [default: as before]")] = None,
+    latent_heads: Annotated[
+        int | None, typer.Option(help="Latent heads of gla. [default: 2]")
+    ] = None,
+    latent_dim: Annotated[
+        int | None, typer.Option(help="Width of a latent. [default: gla 2, mla 4 heads' width]")
+    ] = None,
+    rope_dim: Annotated[
+        int | None, typer.Option(help="Width of the RoPE key. [default: half a head]")
+    ] = None,
+) -> None:
+    """Turn a model's attention into GTA, MLA or GLA, to be fine-tuned by `train --from`."""
+    from transformers.utils import logging
+
+    from ridgeline.training import convert
+
+    logging.disable_progress_bar()
+    sizes = {"num_key_value_heads": kv_heads, "num_latent_heads": latent_heads}
+    sizes |= {"latent_dim": latent_dim, "rope_dim": rope_dim}
+    for line in convert.run(src, dst, to, text=text, tokens=tokens, **sizes):
+        typer.echo(line)
+
+
 study_app = typer.Typer(help="Train many small models to compare them.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 

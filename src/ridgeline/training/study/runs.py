@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from ridgeline.ops.common import check
 from ridgeline.training import checkpoint as checkpoints
 from ridgeline.training.config import TrainConfig
-from ridgeline.training.pretrain import CHECKPOINTS, pretrain
-from ridgeline.training.study.shapes import StudyShape, Variant
+from ridgeline.training.pretrain import CHECKPOINTS, TrainResult, pretrain
+from ridgeline.training.study.shapes import StudyShape
 from ridgeline.training.text import Text, prepare_text
 
 RESULT = "result.json"
@@ -97,40 +98,61 @@ def run_study(
 
 def _finish(out_dir: Path, study: Study, run: tuple[str, int]) -> Outcome:
     name, seed = run
-    folder = out_dir / f"{name}-seed{seed}"
     variant = study.shape.variant(name, study.train.vocab_size)
     config = replace(study.train, model=variant.model, seed=seed)
-    result = folder / RESULT
-    if result.exists():
-        saved = json.loads(result.read_text(encoding="utf-8"))
+
+    def train(folder: Path, text: Text) -> dict[str, Any]:
+        result = train_or_resume(folder, config, text)
+        outcome = Outcome(
+            variant=variant.name,
+            label=variant.label,
+            seed=config.seed,
+            held_out_loss=result.held_out_loss,
+            bits_per_byte=result.bits_per_byte(result.held_out_loss),
+            baseline_loss=result.baseline_loss,
+            cache_bytes=variant.cache_bytes,
+            parameters=result.parameters,
+            attention_parameters=variant.attention_parameters,
+            intermediate_size=variant.model["intermediate_size"],
+            tokens=result.rows[-1].tokens,
+            train_tokens=result.train_tokens,
+            held_out_tokens=result.held_out_tokens,
+            seconds=result.rows[-1].seconds,
+        )
+        return asdict(outcome)
+
+    text = _text(config.texts, config.vocab_size, config.context, config.eval_fraction)
+    return Outcome(**once(out_dir / f"{name}-seed{seed}", config, text, train))
+
+
+def once(
+    folder: Path,
+    config: TrainConfig,
+    text: Text,
+    make: Callable[[Path, Text], dict[str, Any]],
+) -> dict[str, Any]:
+    """What ``make(folder, text)`` gave, now or when it was called before with these settings.
+
+    Raises:
+        ValueError: ``folder`` has the result of other settings or another text.
+    """
+    path = folder / RESULT
+    if path.exists():
+        saved = json.loads(path.read_text(encoding="utf-8"))
         config.require_same(TrainConfig.from_dict(saved["config"]))
-        return Outcome(**saved["outcome"])
-    outcome = _train(folder, variant, config)
-    content = {"config": config.to_dict(), "outcome": asdict(outcome)}
-    checkpoints.replace_file(result, json.dumps(content, indent=1).encode())
+        if saved["text_sha256"] != text.sha256:
+            raise ValueError(f"texts: their content is not what {folder} was trained on")
+        return saved["outcome"]
+    outcome = make(folder, text)
+    content = {"config": config.to_dict(), "text_sha256": text.sha256, "outcome": outcome}
+    checkpoints.replace_file(path, json.dumps(content, indent=1).encode())
     return outcome
 
 
-def _train(folder: Path, variant: Variant, config: TrainConfig) -> Outcome:
+def train_or_resume(folder: Path, config: TrainConfig, text: Text) -> TrainResult:
+    """``pretrain``, from the latest checkpoint where a run was begun."""
     begun = checkpoints.latest_name(folder / CHECKPOINTS) is not None
-    text = _text(config.texts, config.vocab_size, config.context, config.eval_fraction)
-    result = pretrain(folder, config, text=text, resume=begun)
-    return Outcome(
-        variant=variant.name,
-        label=variant.label,
-        seed=config.seed,
-        held_out_loss=result.held_out_loss,
-        bits_per_byte=result.bits_per_byte(result.held_out_loss),
-        baseline_loss=result.baseline_loss,
-        cache_bytes=variant.cache_bytes,
-        parameters=result.parameters,
-        attention_parameters=variant.attention_parameters,
-        intermediate_size=variant.model["intermediate_size"],
-        tokens=result.rows[-1].tokens,
-        train_tokens=result.train_tokens,
-        held_out_tokens=result.held_out_tokens,
-        seconds=result.rows[-1].seconds,
-    )
+    return pretrain(folder, config, text=text, resume=begun)
 
 
 @lru_cache(maxsize=1)
