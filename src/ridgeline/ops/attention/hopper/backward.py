@@ -5,10 +5,12 @@ from torch import Tensor
 
 from ridgeline.ops.attention.hopper.backward_config import BackwardConfig, backward_config
 from ridgeline.ops.attention.hopper.backward_dkdv import dkdv_kernel
+from ridgeline.ops.attention.hopper.backward_dq import dq_kernel
 from ridgeline.ops.attention.hopper.backward_rows import finish_kernel, prepare_kernel
+from ridgeline.ops.attention.hopper.forward import section
 from ridgeline.ops.attention.hopper.tensors import descriptors, readable
 from ridgeline.ops.attention.tiles import Problem
-from ridgeline.ops.common.device import launcher, next_power_of_2, pieces
+from ridgeline.ops.common.device import launcher, next_power_of_2, pieces, processors
 from ridgeline.ops.common.gluon import TensorDescriptor, gl
 
 
@@ -33,20 +35,24 @@ def backward(
     dk: Tensor | None,
     dv: Tensor | None,
     *,
+    deterministic: bool = False,
     config: BackwardConfig | None = None,
 ) -> None:
     """Fills those of ``dq``, ``dk`` and ``dv`` that are given: contiguous, as ``q``, ``k``, ``v``.
 
     ``dout`` and ``dlse`` (None: zeros) are the gradients of ``out`` and ``lse``, which are those of
-    ``forward``. ``config`` replaces the tiling that ``backward_config`` chooses.
+    ``forward``. ``deterministic``: dQ by a kernel of its own, in the same bits every time.
+    ``config`` replaces the tiling that ``backward_config`` chooses.
     """
     if q.numel() == 0 or k.numel() == 0:
         for gradient in (dq, dk, dv):
             if gradient is not None:
                 gradient.zero_()
         return
+    q, k, v, dout = (readable(x) for x in (q, k, v, dout))
     dim, value_dim = q.shape[-1], v.shape[-1]
     heads = q.shape[-2]
+    group = heads // k.shape[-2]
     config = config or backward_config(dim, value_dim)
     problem = Problem(
         q,
@@ -87,40 +93,46 @@ def backward(
         **shared,
         num_warps=4,
     )
+    names = ("LEFT", "RIGHT", "TREE", "SOFTCAP", "SCALED")
+    options = {name: problem.constants[name] for name in names}
+    options |= {
+        "GROUP": group,
+        "K_COLUMNS": columns(dim),
+        "V_COLUMNS": columns(value_dim),
+        "PRODUCER_REGS": config.producer_regs,
+        "num_warps": config.num_warps,
+    }
     sums = None
-    if dq is not None:
+    if dq is not None and not deterministic:
         sums = q.new_zeros(heads * lines, sum(pieces(dim)), dtype=torch.float32)
-    key_tiles = problem.tiles(problem.key_len, config.block_n)
-    names = ("KV_HEADS", "DIM", "VALUE_DIM", "LEFT", "RIGHT", "TREE", "SOFTCAP", "SCALED")
-    dkdv_kernel[(key_tiles * problem.kv_heads,)](
-        *descriptors(readable(q), config.block_m),
-        *descriptors(readable(k), config.block_n),
-        *descriptors(readable(v), config.block_n),
-        *descriptors(readable(dout), config.block_m),
-        lines_descriptor(shift, [config.block_m]),
-        lines_descriptor(delta, [config.block_m]),
-        None if sums is None else lines_descriptor(sums, [config.block_m, dq_width(dim)]),
-        dk,
-        dv,
-        *problem.layout,
-        *problem.options,
-        *problem.ends(),
-        key_tiles,
-        lines,
-        GROUP=heads // problem.kv_heads,
-        K_COLUMNS=columns(dim),
-        V_COLUMNS=columns(value_dim),
-        BLOCK_N=config.block_n,
-        Q_STAGES=config.q_stages,
-        D_STAGES=config.d_stages,
-        DQ_BUFFERS=config.dq_buffers,
-        SHARED=config.shared,
-        PRODUCER_REGS=config.producer_regs,
-        **shared,
-        **{name: problem.constants[name] for name in names},
-        num_warps=config.num_warps,
-    )
-    if dq is not None:
+    if dk is not None or dv is not None or sums is not None:
+        key_tiles = problem.tiles(problem.key_len, config.block_n)
+        dkdv_kernel[(key_tiles * problem.kv_heads,)](
+            *descriptors(q, config.block_m),
+            *descriptors(k, config.block_n),
+            *descriptors(v, config.block_n),
+            *descriptors(dout, config.block_m),
+            lines_descriptor(shift, [config.block_m]),
+            lines_descriptor(delta, [config.block_m]),
+            None if sums is None else lines_descriptor(sums, [config.block_m, dq_width(dim)]),
+            dk,
+            dv,
+            *problem.layout,
+            *problem.options,
+            *problem.ends(),
+            key_tiles,
+            lines,
+            KV_HEADS=problem.kv_heads,
+            DIM=dim,
+            VALUE_DIM=value_dim,
+            BLOCK_N=config.block_n,
+            Q_STAGES=config.q_stages,
+            D_STAGES=config.d_stages,
+            SHARED=config.shared,
+            **shared,
+            **options,
+        )
+    if sums is not None:
         finish_kernel[(row_tiles, heads)](
             sums,
             dq,
@@ -133,6 +145,36 @@ def backward(
             **shared,
             num_warps=4,
         )
+    elif dq is not None:
+        _, _, *counts = problem.layout
+        for ends, lists, *band, row_tiles in problem.bands(config.dq_block_m, config.dq_block_n):
+            dq_kernel[(min(processors(q), row_tiles * heads),)](
+                *descriptors(q, config.dq_block_m),
+                *descriptors(k, config.dq_block_n),
+                *descriptors(v, config.dq_block_n),
+                *descriptors(dout, config.dq_block_m),
+                shift,
+                delta,
+                dq,
+                lines,
+                lse if cu_seqlens_q is None else cu_seqlens_q,
+                lse if cu_seqlens_k is None else cu_seqlens_k,
+                *counts,
+                *problem.options,
+                lse if ends is None else ends,
+                lse if lists is None else lists,
+                *band,
+                row_tiles,
+                section(k, v, problem.batch, group, heads),
+                PACKED=problem.packed,
+                HEADS=heads,
+                DIM=dim,
+                BLOCK_LINES=config.block_m,
+                BLOCK_M=config.dq_block_m,
+                BLOCK_N=config.dq_block_n,
+                STAGES=config.dq_stages,
+                **options,
+            )
 
 
 def columns(dim: int) -> int:

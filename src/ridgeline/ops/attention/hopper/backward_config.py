@@ -7,26 +7,33 @@ from ridgeline.ops.common import device
 
 @dataclass(frozen=True)
 class BackwardConfig:
-    """How the kernel of dK, dV and dQ is tiled."""
+    """How the kernels of the gradient are tiled: each of two consumer warpgroups and a producer."""
 
     block_m: int  # query rows of a tile
     block_n: int  # keys of a program
     q_stages: int  # tiles of Q, and of dO, in shared memory
     d_stages: int
-    dq_buffers: int  # tiles of columns of dQ in shared memory
     shared: bool  # whether P and dS go to products through shared memory
-    producer_regs: int = 24  # of a thread; the two consumer warpgroups have 240
+    dq_block_n: int  # of the kernel of dQ alone, 128 rows a tile: keys of a tile
+    dq_stages: int  # and its tiles of keys, and of values, in shared memory
+    producer_regs: int = 24  # of a thread; consumers have 240
 
+    dq_block_m = 128
     num_warps = 8
 
 
 def backward_config(dim: int, value_dim: int) -> BackwardConfig:
-    """The tiling of a call, from head dims alone. Nothing in it is measured yet."""
+    """The tiling of a call, from head dims alone. Nothing in it is measured yet.
+
+    128 keys, 64 a warpgroup: dK and dV of width 128 are 128 registers a thread, S and dP of 64
+    rows 32 each. Wider ones take 64 keys, and a warpgroup half of the columns of dK and dV: P and
+    dS then reach it through shared memory.
+    """
     width = max(sum(device.pieces(dim)), sum(device.pieces(value_dim)))
     if width <= 64:
-        return BackwardConfig(128, 128, 2, 2, 1, shared=False)
+        return BackwardConfig(128, 128, 2, 2, False, 128, 3)
     if width <= 128:
-        return BackwardConfig(64, 128, 2, 2, 1, shared=False)
+        return BackwardConfig(64, 128, 2, 2, False, 64, 3)
     if width <= 192:
-        return BackwardConfig(64, 64, 2, 2, 1, shared=True)
-    return BackwardConfig(64, 64, 2, 1, 1, shared=True)
+        return BackwardConfig(64, 64, 2, 2, True, 64, 3)
+    return BackwardConfig(64, 64, 2, 1, True, 32, 2)

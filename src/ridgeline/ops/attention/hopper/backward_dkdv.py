@@ -12,6 +12,18 @@ their gradients are summed in one order. Dims above 128, and those that are no p
 tiles of columns; tuples hold them, and grow by ``+``: the compiler knows no starred ones.
 """
 
+from ridgeline.ops.attention.hopper.backward_products import (
+    add_products,
+    add_products_in_registers,
+    all_tiles,
+    finished,
+    products,
+    rows_layout,
+    store_columns,
+    sums_like,
+    zero_rows,
+)
+from ridgeline.ops.attention.hopper.consumer import Scores
 from ridgeline.ops.attention.hopper.ring import Ring, make_ring
 from ridgeline.ops.attention.tiles import (
     cap_slope,
@@ -33,7 +45,6 @@ from ridgeline.ops.common.gluon import (
     gl,
     gluon,
     tma,
-    warpgroup_mma,
     warpgroup_mma_wait,
 )
 from ridgeline.ops.common.hopper import tiles
@@ -107,7 +118,7 @@ class Exchange:
 
     p: gl.shared_memory_descriptor  # [BLOCK_N, BLOCK_M]; ds unless SHARED
     ds: gl.shared_memory_descriptor  # [BLOCK_N, BLOCK_M]
-    dq: gl.shared_memory_descriptor  # [BLOCK_M, DQ_WIDTH] float32
+    dq: gl.shared_memory_descriptor  # [BLOCK_M, WIDTH] float32
     SHARED: gl.constexpr
     NEED_Q: gl.constexpr
     NEED_K: gl.constexpr
@@ -124,53 +135,11 @@ class Exchange:
         self.NEED_V = gl.constexpr(NEED_V)
 
 
-@aggregate
-class Scores:
-    """From products to probabilities: numbers as in ``tiles.Problem.options``."""
-
-    factor: gl.tensor
-    scale: gl.tensor
-    softcap: gl.tensor
-    SOFTCAP: gl.constexpr
-    SCALED: gl.constexpr
-
-    @gluon.constexpr_function
-    def __init__(self, factor, scale, softcap, SOFTCAP, SCALED):
-        self.factor = factor
-        self.scale = scale
-        self.softcap = softcap
-        self.SOFTCAP = gl.constexpr(SOFTCAP)
-        self.SCALED = gl.constexpr(SCALED)
-
-    @gluon.jit
-    def of(self, products):
-        return logits(products, self.scale, self.softcap, self.SOFTCAP, self.SCALED)
-
-
-@gluon.constexpr_function
-def rows_layout(num_warps):
-    """Eight elements a thread, four threads along a row."""
-    return gl.BlockedLayout([1, 8], [8, 4], [num_warps, 1], [1, 0])
-
-
-@gluon.jit
-def zero_rows(columns, kept):
-    """Rows of tiles ``[ROWS, W]`` that are not ``kept [ROWS]`` become 0.
-
-    Whatever they hold, NaN too, would meet a factor of 0.
-    """
-    layout: gl.constexpr = kept.type.layout.parent
-    for c in gl.static_range(len(columns)):
-        x = columns[c].load(layout)
-        columns[c].store(gl.where(kept[:, None], x, gl.zeros_like(x)))
-    fence_async_shared()
-
-
 @gluon.jit
 def produce(
     k, v, q, d, span, q0, q1, k0, k1, v0, v1, d0, d1, shift, delta, b, key, row, head, line, lines
 ):
-    """The producer warpgroup.
+    """The producer warp.
 
     Queries of the sequence begin at ``row``; of head 0 they have the numbers from ``line`` on, and
     a head has ``lines`` of them.
@@ -190,48 +159,6 @@ def produce(
 
 
 @gluon.jit
-def zeros(ROWS: gl.constexpr, WIDTH: gl.constexpr):
-    return gl.zeros([ROWS, WIDTH], gl.float32, accumulator(0, gl.num_warps(), ROWS, WIDTH))
-
-
-@gluon.jit
-def sums_like(columns, ROWS: gl.constexpr):
-    """``[ROWS, W]`` zeros for each tile of columns."""
-    found = ()
-    for c in gl.static_range(len(columns)):
-        found = found + (zeros(ROWS, columns[c].shape[1]),)
-    return found
-
-
-@gluon.jit
-def products(rows, others, ROWS: gl.constexpr, OTHERS: gl.constexpr):
-    """Begins ``rows @ others^T`` over all their columns."""
-    result = zeros(ROWS, OTHERS)
-    for c in gl.static_range(len(rows)):
-        result = warpgroup_mma(rows[c], others[c].permute((1, 0)), result, is_async=True)
-    return result
-
-
-@gluon.jit
-def add_products(sums, a, columns):
-    """Begins ``sums + a @ columns``, tile by tile."""
-    found = ()
-    for c in gl.static_range(len(columns)):
-        found = found + (warpgroup_mma(a, columns[c], sums[c], is_async=True),)
-    return found
-
-
-@gluon.jit
-def finished(OUTSTANDING: gl.constexpr, pending):
-    """What was begun, when at most ``OUTSTANDING`` later products are in flight."""
-    if len(pending) == 1:
-        found = (warpgroup_mma_wait(OUTSTANDING, [pending[0]]),)
-    else:
-        found = warpgroup_mma_wait(OUTSTANDING, pending)
-    return found
-
-
-@gluon.jit
 def columns_of(tile, WIDTH: gl.constexpr):
     """The tiles of ``WIDTH`` columns that a tile is made of."""
     ALL: gl.constexpr = tile.shape[1]
@@ -242,25 +169,14 @@ def columns_of(tile, WIDTH: gl.constexpr):
 
 
 @gluon.jit
-def all_tiles(ring, n):
-    """The one or two tiles of columns of tile n."""
-    found = (ring.tile(n, 0),)
-    if ring.COLUMNS == 2:
-        found = found + (ring.tile(n, 1),)
-    return found
-
-
-@gluon.jit
 def add_to_dq(dqs, exchange, desc, line):
     """Begins to add tiles of columns to the rows of dQ from ``line`` on."""
-    BUFFERS: gl.constexpr = exchange.dq.shape[0]
-    WIDTH: gl.constexpr = exchange.dq.shape[2]
+    WIDTH: gl.constexpr = exchange.dq.shape[1]
     for c in gl.static_range(len(dqs)):
-        tile = exchange.dq.index(c % BUFFERS)
-        tma.store_wait(BUFFERS - 1)
-        tile.store(dqs[c])
+        tma.store_wait(0)
+        exchange.dq.store(dqs[c])
         fence_async_shared()
-        async_reduce_add(desc, [line, c * WIDTH], tile)
+        async_reduce_add(desc, [line, c * WIDTH], exchange.dq)
 
 
 @gluon.jit
@@ -314,7 +230,7 @@ def step(
         s = warpgroup_mma_wait(V_COLUMNS, [s])
     else:
         s = warpgroup_mma_wait(0, [s])
-    x = scores.of(s)
+    x = logits(s, scores.scale, scores.softcap, scores.SOFTCAP, scores.SCALED)
     position = position + row + gl.arange(0, BLOCK_M, rows)
     seen = (low[:, None] <= position[None, :]) & (position[None, :] < high[:, None])
     if MASKED:
@@ -327,9 +243,7 @@ def step(
             fence_async_shared()
             pending = add_products(dvs, exchange.p, dos)
         else:
-            p_layout: gl.constexpr = gl.DotOperandLayout(0, dvs[0].type.layout, 2)
-            a = gl.convert_layout(p.to(dtype), p_layout)
-            pending = add_products(dvs, a, dos) + (a,)
+            pending = add_products_in_registers(dvs, p.to(dtype), dos)
     if NEED_K or NEED_Q:
         dp = warpgroup_mma_wait(V_COLUMNS if NEED_V else 0, [dp])
         ds = p * (dp - d.numbers_of(n, rows)[None, :])
@@ -342,7 +256,7 @@ def step(
             exchange.ds.store(ds)
             fence_async_shared()
         if NEED_Q:
-            WIDTH: gl.constexpr = exchange.dq.shape[2]
+            WIDTH: gl.constexpr = exchange.dq.shape[1]
             keys = ()
             for c in gl.static_range(K_COLUMNS):
                 keys = keys + columns_of(ks[c], WIDTH)
@@ -352,9 +266,7 @@ def step(
             if SHARED:
                 more = add_products(dks, exchange.ds, qs)
             else:
-                ds_layout: gl.constexpr = gl.DotOperandLayout(0, dks[0].type.layout, 2)
-                b = gl.convert_layout(ds, ds_layout)
-                more = add_products(dks, b, qs) + (b,)
+                more = add_products_in_registers(dks, ds, qs)
         if NEED_Q:
             PARTS: gl.constexpr = len(keys)
             done = finished(K_COLUMNS if NEED_K else 0, dqs + pending)
@@ -366,7 +278,7 @@ def step(
     if NEED_V:
         dvs = pending[:V_COLUMNS]
     if NEED_K:
-        AT: gl.constexpr = (V_COLUMNS + (0 if SHARED else 1)) if NEED_V else 0
+        AT: gl.constexpr = (V_COLUMNS if SHARED else 2 * V_COLUMNS) if NEED_V else 0
         dks = pending[AT : AT + K_COLUMNS]
     q.ring.release(n)
     d.ring.release(n)
@@ -457,19 +369,6 @@ def consume(
 
 
 @gluon.jit
-def store_columns(base, columns, scale, count, KV_HEADS: gl.constexpr, DIM: gl.constexpr):
-    """The first ``count`` rows of tiles of columns to ``base``, ``KV_HEADS * DIM`` apart."""
-    for c in gl.static_range(len(columns)):
-        x = columns[c]
-        FIRST: gl.constexpr = columns[0].shape[1] if c == 1 else 0
-        row = gl.arange(0, x.shape[0], gl.SliceLayout(1, x.type.layout))
-        d = FIRST + gl.arange(0, x.shape[1], gl.SliceLayout(0, x.type.layout))
-        pointers = base + row[:, None].to(gl.int64) * (KV_HEADS * DIM) + d[None, :]
-        mask = (row < count)[:, None] & (d < DIM)[None, :]
-        gl.store(pointers, (x * scale).to(base.dtype.element_ty), mask=mask)
-
-
-@gluon.jit
 def dkdv_kernel(
     q0,
     q1,
@@ -518,7 +417,6 @@ def dkdv_kernel(
     V_COLUMNS: gl.constexpr,
     Q_STAGES: gl.constexpr,
     D_STAGES: gl.constexpr,
-    DQ_BUFFERS: gl.constexpr,
     SHARED: gl.constexpr,
     PRODUCER_REGS: gl.constexpr,
 ):
@@ -562,11 +460,11 @@ def dkdv_kernel(
         p_tiles = tiles(dtype, 1, [BLOCK_N, BLOCK_M])
     if NEED_Q:
         DQ_BLOCK: gl.constexpr = dq.block_type.shape
-        dq_tiles = tiles(gl.float32, DQ_BUFFERS, DQ_BLOCK)
+        dq_tiles = tiles(gl.float32, 1, DQ_BLOCK)
     exchange = Exchange(
         p_tiles.index(0),
         ds_tiles.index(0),
-        dq_tiles,
+        dq_tiles.index(0),
         SHARED,
         NEED_Q,
         dk is not None,
@@ -631,4 +529,4 @@ def dkdv_kernel(
         line,
         gl.to_tensor(lines),
     )
-    gl.warp_specialize([(consume, consumed), (produce, produced)], [4], [PRODUCER_REGS])
+    gl.warp_specialize([(consume, consumed), (produce, produced)], [1], [PRODUCER_REGS])
