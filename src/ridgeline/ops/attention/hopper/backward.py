@@ -75,7 +75,6 @@ def backward(
     layout = (cu_seqlens_q, problem.layout[2], problem.batch, problem.query_len)
     shared = {
         "PACKED": problem.packed,
-        "SEQUENCES": problem.constants["SEQUENCES"],
         "BLOCK_M": config.block_m,
     }
     prepare_kernel[(row_tiles, heads)](
@@ -90,6 +89,7 @@ def backward(
         HEADS=heads,
         VALUE_DIM=value_dim,
         WIDTH=max(16, next_power_of_2(value_dim)),
+        SEQUENCES=problem.constants["SEQUENCES"],
         **shared,
         num_warps=4,
     )
@@ -142,6 +142,7 @@ def backward(
             DIM=dim,
             SUMMED=sums.shape[1],
             WIDTH=max(16, next_power_of_2(dim)),
+            SEQUENCES=problem.constants["SEQUENCES"],
             **shared,
             num_warps=4,
         )

@@ -25,10 +25,10 @@ from ridgeline.ops.attention.hopper.backward_products import (
 )
 from ridgeline.ops.attention.hopper.consumer import Scores
 from ridgeline.ops.attention.hopper.ring import Ring, make_ring
+from ridgeline.ops.attention.hopper.work import find_block
 from ridgeline.ops.attention.tiles import (
     cap_slope,
     find_sequence,
-    find_tile,
     first_tile,
     head_offset,
     key_interval,
@@ -410,7 +410,6 @@ def dkdv_kernel(
     TREE: gl.constexpr,
     SOFTCAP: gl.constexpr,
     SCALED: gl.constexpr,
-    SEQUENCES: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     K_COLUMNS: gl.constexpr,
@@ -426,10 +425,9 @@ def dkdv_kernel(
     of queries by tile, as ``find_tile`` counts them. ``lines`` are those of a head.
     """
     head = gl.program_id(0) // key_tiles
-    b, block, start_k, len_k = find_tile(
-        gl.program_id(0) % key_tiles, cu_k, stride_cuk, batch, key_len, 1, BLOCK_N, PACKED,
-        SEQUENCES,
-    )  # fmt: skip
+    t = gl.program_id(0) % key_tiles
+    b, block = find_block(t, cu_k, stride_cuk, batch, key_len, 1, BLOCK_N, PACKED)
+    start_k, len_k = find_sequence(b, cu_k, stride_cuk, key_len, PACKED)
     start_q, len_q = find_sequence(b, cu_q, stride_cuq, query_len, PACKED)
     line = first_tile(b, start_q, query_len, BLOCK_M, PACKED).to(gl.int32) * BLOCK_M
     s_layout: gl.constexpr = accumulator(0, gl.num_warps(), BLOCK_N, BLOCK_M)

@@ -12,6 +12,36 @@ from ridgeline.ops.common.gluon import aggregate, gl, gluon
 SEQUENCES = gl.constexpr(128)  # whose starts are read at a time
 
 
+@gluon.jit
+def find_block(
+    t,
+    cu_seqlens,
+    stride_cu,
+    batch,
+    length,
+    ROWS: gl.constexpr,
+    BLOCK: gl.constexpr,
+    PACKED: gl.constexpr,
+):
+    """Sequence and block of tile t, as ``tiles.find_tile``."""
+    if PACKED:
+        layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+        b = -1
+        for i in range(0, batch, SEQUENCES):
+            s = i + gl.arange(0, SEQUENCES, layout)
+            pointers = cu_seqlens + s.to(gl.int64) * stride_cu
+            start = gl.load(pointers, mask=s < batch, other=0)
+            start = start.to(gl.int64) * ROWS // BLOCK + s
+            b += gl.sum(((s < batch) & (start <= t)).to(gl.int32), 0)
+        start = gl.load(cu_seqlens + b.to(gl.int64) * stride_cu).to(gl.int64)
+        block = (t - (start * ROWS // BLOCK + b)).to(gl.int32)
+    else:
+        blocks = gl.cdiv(length * ROWS, BLOCK)
+        b = t // blocks
+        block = t % blocks
+    return b, block
+
+
 @aggregate
 class Item:
     """Rows from ``begin`` on (none if negative) of sequence b, and what they see.
@@ -209,23 +239,17 @@ class Work:
 
     @gluon.jit
     def find(self, t):
-        """Sequence and block of tile t, as ``tiles.find_tile``."""
-        if self.PACKED:
-            layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-            b = -1
-            for i in range(0, self.batch, SEQUENCES):
-                s = i + gl.arange(0, SEQUENCES, layout)
-                pointers = self.cu_q + s.to(gl.int64) * self.stride_cuq
-                start = gl.load(pointers, mask=s < self.batch, other=0)
-                start = start.to(gl.int64) * self.PACK // self.BLOCK_M + s
-                b += gl.sum(((s < self.batch) & (start <= t)).to(gl.int32), 0)
-            start = gl.load(self.cu_q + b.to(gl.int64) * self.stride_cuq).to(gl.int64)
-            block = (t - (start * self.PACK // self.BLOCK_M + b)).to(gl.int32)
-        else:
-            blocks = gl.cdiv(self.query_len * self.PACK, self.BLOCK_M)
-            b = t // blocks
-            block = t % blocks
-        return b, block
+        """Sequence and block of tile t."""
+        return find_block(
+            t,
+            self.cu_q,
+            self.stride_cuq,
+            self.batch,
+            self.query_len,
+            self.PACK,
+            self.BLOCK_M,
+            self.PACKED,
+        )
 
     @gluon.jit
     def tile(self, item, j):
