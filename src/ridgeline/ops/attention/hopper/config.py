@@ -22,7 +22,7 @@ class ForwardConfig:
     stages: int  # tiles of keys, and of values, in shared memory
     pack: int  # heads of a kv head's group whose rows share a tile
     ping_pong: bool  # whether consumers issue their products in turns
-    consumer_regs: int = 240  # of a thread
+    consumer_regs: int = 240  # of a thread; two consumers and the producer have 504
     producer_regs: int = 24
 
     @property
@@ -41,36 +41,28 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return hopper_config.no_device(q)
 
 
-def forward_config(
-    dim: int, value_dim: int, rows: int, group: int, *, tree: bool = False
-) -> ForwardConfig:
+def forward_config(dim: int, value_dim: int, rows: int, group: int) -> ForwardConfig:
     """The tiling of a call, from its shapes alone. Nothing in it is measured yet.
 
     Scores of 64 x 128 and an output of 64 x 128 are 64 registers a thread each, and probabilities
-    32; 64 x 256 is 128, beside which 64 keys fit. At most width 64 a third consumer fits. Tiles
-    of keys that are no power of two, as 176 = 128 + 32 + 16, would be products of their own: each
-    reads its 64 rows of Q again, and below 64 keys wgmma waits for shared memory, 108 cycles where
-    one product of 176 would take 88 and one of 128 takes 64 (per 16 columns): no gain.
+    32; an output of 64 x 256 is 128, beside which 64 keys fit. Three consumers have 160 registers
+    each: at width 64, 168 bytes a thread were spilled. Tiles of keys that are no power of two, as
+    176 = 128 + 32 + 16, would be products of their own: each reads its 64 rows of Q again, so that
+    below 64 keys wgmma waits for shared memory, 108 cycles for 16 columns of 176 keys (one product
+    would take 88) against 64 for 128 keys: no gain.
 
     Args:
         dim, value_dim: of a query row and of a value.
         rows: queries of a sequence, or their mean.
         group: query heads of a kv head.
-        tree: whether tiles of rows have lists of tiles of keys, made for powers of two.
     """
-    width = max(sum(device.pieces(dim)), sum(device.pieces(value_dim)))
-    block_n = 128 if sum(device.pieces(value_dim)) <= 128 and width <= 192 else 64
-    consumers = 3 if width <= 64 and not tree else 2
-    pack = packed_heads(rows, group, consumers * ROWS)
-    if rows * pack <= ROWS:
-        consumers = 1
-    fixed = 2 * consumers * ROWS * sum(device.pieces(dim))
-    stage = 2 * block_n * (sum(device.pieces(dim)) + sum(device.pieces(value_dim)))
-    stages = min(4, (SHARED_BYTES - fixed) // stage)
-    # Together the registers of a multiprocessor, in multiples of 8 a thread.
-    registers = 160 if consumers == 3 else 240
-    ping_pong = width <= 128
-    return ForwardConfig(consumers, block_n, stages, pack, ping_pong, registers)
+    columns, value_columns = sum(device.pieces(dim)), sum(device.pieces(value_dim))
+    block_n = 128 if value_columns <= 128 and columns <= 192 else 64
+    pack = packed_heads(rows, group, 2 * ROWS)
+    consumers = 1 if rows * pack <= ROWS else 2
+    queries = 2 * consumers * ROWS * columns
+    stages = (SHARED_BYTES - queries) // (2 * block_n * (columns + value_columns))
+    return ForwardConfig(consumers, block_n, min(4, stages), pack, max(dim, value_dim) <= 128)
 
 
 def packed_heads(rows: int, group: int, block_m: int) -> int:

@@ -231,7 +231,6 @@ def step(
 ):
     """The scores of an item's j-th tile, and the values of the one before; tile n of all."""
     keys.wait(n)
-    values.wait(n - 1)
     turns.wait(n, C)
     s = key_products(queries, keys, q, n)
     pending = add_values(os, ps, values, n - 1)
@@ -241,6 +240,8 @@ def step(
     new_ps, m, l, alpha = softmax(
         s, m, l, os, work, item, j, position, scores, values.x0.dtype, MASKED
     )
+    # Its branch keeps ptxas from moving the exponentials past the wait for the products.
+    values.wait(n)
     pending = finished(pending, ps)
     values.release(n - 1)
     os = ()
@@ -279,6 +280,7 @@ def attend(work, queries, keys, values, turns, scores, results, C: gl.constexpr)
                     ps, m, l, _ = softmax(
                         s, m, l, os, work, item, 0, position, scores, values.x0.dtype, True
                     )
+                    values.wait(n)
                     for j in range(1, item.masked):
                         ps, m, l, os = step(
                             n + j,
@@ -321,7 +323,6 @@ def attend(work, queries, keys, values, turns, scores, results, C: gl.constexpr)
                         )
                     queries.release(q)
                     n += item.count
-                    values.wait(n - 1)
                     os = finished(add_values(os, ps, values, n - 1), ps)
                     values.release(n - 1)
                     q += CONSUMERS

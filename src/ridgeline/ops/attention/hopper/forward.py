@@ -1,4 +1,4 @@
-"""The forward kernel on Hopper and its launch: a producer warp and up to three consumers."""
+"""The forward kernel on Hopper and its launch: a producer warp and one or two consumers."""
 
 from torch import Tensor
 
@@ -139,28 +139,21 @@ def hopper_forward_kernel(
     # A number is a constant only where it stands in the tuple that is given to a partition.
     first = (work, queries, keys, values, turns, scores, results, 0)
     second = (work, queries, keys, values, turns, scores, results, 1)
-    third = (work, queries, keys, values, turns, scores, results, 2)
     if CONSUMERS == 1:
         gl.warp_specialize([(attend, first), (produce, load)], [1], [PRODUCER_REGS])
-    elif CONSUMERS == 2:
+    else:
         gl.warp_specialize(
             [(attend, first), (attend, second), (produce, load)],
             [4, 1],
             [CONSUMER_REGS, PRODUCER_REGS],
         )
-    else:
-        gl.warp_specialize(
-            [(attend, first), (attend, second), (attend, third), (produce, load)],
-            [4, 4, 1],
-            [CONSUMER_REGS, CONSUMER_REGS, PRODUCER_REGS],
-        )
 
 
-def config_for(q: Tensor, k: Tensor, v: Tensor, batch: int, tree: bool) -> ForwardConfig:
+def config_for(q: Tensor, k: Tensor, v: Tensor, batch: int) -> ForwardConfig:
     """The tiling of a call, from shapes alone."""
     rows = q.shape[-3] if q.dim() == 4 else -(-q.shape[0] // max(batch, 1))
     group = q.shape[-2] // k.shape[-2]
-    return as_tuned("forward", forward_config(q.shape[-1], v.shape[-1], rows, group, tree=tree))
+    return as_tuned("forward", forward_config(q.shape[-1], v.shape[-1], rows, group))
 
 
 @launcher
@@ -193,7 +186,7 @@ def forward(
         lse.fill_(float("-inf"))
         return
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    config = config or config_for(q, k, v, batch, subtree_end is not None)
+    config = config or config_for(q, k, v, batch)
     q, k, v = readable(q), readable(k), readable(v)
     options = (softmax_scale, causal, window_left, window_right, softcap)
     layout = (cu_seqlens_q, cu_seqlens_k, subtree_end)
