@@ -40,7 +40,8 @@ def problem(line: str) -> str | None:
             return f"{path}: no command {words[0]}"
         command, path, words = subs[words[0]], f"{path} {words[0]}", words[1:]
     options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
-    given = {word.split("=")[0] for word in words if word.startswith("--")}
+    own = words[: words.index("--")] if "--" in words else words  # the rest is another program's
+    given = {word.split("=")[0] for word in own if word.startswith("--")}
     unknown = sorted(given - options - {"--help"})
     return f"{path}: no option {unknown}" if unknown else None
 
