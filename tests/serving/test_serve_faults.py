@@ -106,7 +106,8 @@ def server(checkpoint, tmp_path_factory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("log") / "server.log"
     options = ServeOptions(checkpoint, port=port, max_queue=QUEUE, engine=ENGINE)
     start = prepare(options, SECRET)
-    start = Start(start.line, {**start.environment, **ON_CPU, "OMP_NUM_THREADS": "1"})
+    more = {**ON_CPU, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "INFO"}  # it logs its routes
+    start = Start(start.line, {**start.environment, **more})
     with running(start, f"http://127.0.0.1:{port}", log, timeout=400) as process:
         yield Server(port, log, process)
 
