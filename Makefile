@@ -1,14 +1,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
+SERVING := .venv-serving/bin
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test bench docs lint clean
+.PHONY: demo test test-serving bench docs lint clean
 
 demo: .venv/.demo
 	$(BIN)/ridgeline demo
 
 test: .venv/.test lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# vLLM has an environment of its own: it holds transformers and numpy below the versions of .venv.
+test-serving: .venv-serving/.test
+	$(SERVING)/python -m pytest tests/serving -n 2 --dist loadfile
 
 bench: .venv/.demo
 	$(BIN)/ridgeline bench decode --csv benchmarks/results/decode.csv --plot benchmarks/results/decode.png
@@ -34,5 +39,17 @@ lint: .venv/.test
 	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[cli,hf,plan,train,test,docs]"
 	touch $@
 
+.venv-serving/.python: constraints-serving.txt
+	$(PYTHON) -m venv .venv-serving
+	$(SERVING)/pip install -c constraints-serving.txt torch numpy
+	$(SERVING)/pip install --no-deps -r constraints-serving.txt
+	touch $@
+
+# A wheel, for which the core that .venv has compiled is not compiled again.
+.venv-serving/.test: .venv-serving/.python .venv/.python $(BUILD_INPUTS) $(shell find src -name '*.py')
+	$(BIN)/pip wheel --no-build-isolation --no-deps -w build/wheel .
+	$(SERVING)/pip install --no-deps --force-reinstall build/wheel/ridgeline-*.whl
+	touch $@
+
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venv-serving build

@@ -1,15 +1,29 @@
 """Engines in the test's process, and what the same checkpoint gives in transformers."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.triton_utils import dispatcher
 
 BLOCK = 16  # tokens of a page
+
+
+def _in_process() -> dict[str, str]:
+    """The engine in this process; a worker of pytest-xdist keeps to a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    core = str(cores[worker % len(cores)])
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", core),
+    }
 
 
 @contextmanager
@@ -21,7 +35,11 @@ def engine(path: Path, **options: object) -> Iterator[LLM]:
         "kv_cache_memory_bytes": 16 << 20,
         "disable_log_stats": False,
     }
-    llm = LLM(str(path), **(defaults | options))
+    with mock.patch.dict(os.environ, _in_process()):
+        llm = LLM(str(path), **(defaults | options))
+    # Each start puts vLLM's kernels in place by a scan of all modules, which stumbles over those of
+    # numba that n-gram drafts load. They are in place since the first.
+    dispatcher._rebind_kernels = lambda overrides: None
     try:
         yield llm
     finally:
