@@ -98,7 +98,7 @@ OPTIONS = [
     ("return_lse", None, TypeError),
     ("impl", "fast", ValueError),
     ("impl", None, ValueError),
-    ("impl", "hopper", ValueError),
+    ("impl", "cuda", ValueError),
     ("max_seqlen_q", -1, ValueError),
     ("max_seqlen_q", 3.0, TypeError),
     ("max_seqlen_k", True, TypeError),

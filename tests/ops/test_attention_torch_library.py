@@ -28,7 +28,7 @@ CASES = {
 def arguments(case: AttentionCase, impl: str) -> tuple:
     left, right = (-1 if side is None else side for side in case.window or (None, None))
     layout = (case.cu_seqlens_q, case.cu_seqlens_k, None, None, case.subtree_end)
-    options = (case.scale, case.causal, left, right, case.softcap, impl)
+    options = (case.scale, case.causal, left, right, case.softcap, False, impl)
     return (case.q, case.k, case.v, *layout, None, None, None, *options)
 
 

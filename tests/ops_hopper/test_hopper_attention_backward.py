@@ -7,8 +7,10 @@ import pytest
 import torch
 from hopper_attention_backward_cases import SHARED, gradients, small
 
+import ridgeline
 from ridgeline.ops.attention import reference
 from ridgeline.ops.attention.hopper import backward
+from ridgeline.ops.common.triton import INTERPRETED
 from ridgeline.testing import AttentionCase, assert_matches, attention_case
 
 MODES = pytest.mark.parametrize("deterministic", [False, True], ids=["reduced", "ordered"])
@@ -138,3 +140,21 @@ def test_garbage_reaches_nobody_who_does_not_see_it(
         kept = torch.ones(len(x), dtype=torch.bool)
         kept[theirs] = False
         assert torch.equal(x[kept], y[kept])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU nothing has to be patched")
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_public_function(asked: bool, monkeypatch) -> None:
+    """Forward and backward by Hopper's kernels; ``deterministic`` reaches the second."""
+    from ridgeline.testing.gluon import interpreted
+
+    case = small(6, lengths=[(40, 70)])
+    monkeypatch.setattr("ridgeline.ops.attention.hopper.config.unsupported", lambda *_: None)
+    leaves = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
+    with interpreted(seed=0) as reports:
+        out, lse = ridgeline.attention(
+            *leaves, **case.options(), deterministic=asked, return_lse=True, impl="hopper"
+        )
+        grads = torch.autograd.grad([out, lse], leaves, [case.dout, case.dlse])
+    assert_matches(case, out.detach(), lse.detach(), *grads)
+    assert len(reports) == (3 if asked else 2)

@@ -76,7 +76,7 @@ def attention(packed: bool = False, tree: bool = False, tokens: int = 300, **opt
     ridgeline.attention(
         q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts, subtree_end=ends, **options
     )
-    chosen = (0.1, options.get("causal", False), -1, -1, 0.0, "triton")
+    chosen = (0.1, options.get("causal", False), -1, -1, 0.0, False, "triton")
     none = (None,) * 3
     out, lse = on_cuda("attention", q, k, v, starts, starts, None, None, ends, *none, *chosen)
     upstream = (torch.empty_like(out), torch.empty_like(lse), q, k, v, out, lse)

@@ -10,7 +10,8 @@ from ridgeline.ops.common import check, packing
 from ridgeline.ops.common.dispatch import empty_outputs, pick
 
 _OPTIONS = (
-    "float softmax_scale, bool causal, int window_left, int window_right, float softcap, str impl"
+    "float softmax_scale, bool causal, int window_left, int window_right, float softcap, "
+    "bool deterministic, str impl"
 )
 torch.library.define(
     "ridgeline::attention",
@@ -121,6 +122,7 @@ def _run(
     window_left: int,
     window_right: int,
     softcap: float,
+    deterministic: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     check_values(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, subtree_end)
@@ -163,6 +165,7 @@ def _run_backward(
     window_left: int,
     window_right: int,
     softcap: float,
+    deterministic: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = _empty_gradients(q, k, v, needed)
@@ -172,10 +175,16 @@ def _run_backward(
     tensors = (q, k, v, cu_seqlens_q, cu_seqlens_k, subtree_end)
     options = (softmax_scale, causal, window_left, window_right, softcap)
     match _pick(impl, q, k, v):
-        case "triton" | "hopper":
+        case "triton":
             from ridgeline.ops.attention.triton import backward as triton
 
             triton.backward(dout, dlse, *tensors[:3], out, lse, *tensors[3:], *options, *filled)
+        case "hopper":
+            from ridgeline.ops.attention.hopper import backward as hopper
+
+            ordered = deterministic or torch.are_deterministic_algorithms_enabled()
+            inputs = (dout, dlse, *tensors[:3], out, lse, *tensors[3:], *options)
+            hopper.backward(*inputs, *filled, deterministic=ordered)
         case "cpu":
             dlse = None if dlse is None else dlse.contiguous()
             cpu.backward(dout, dlse, *tensors[:3], out, lse, *tensors[3:], *options, *filled)
@@ -205,7 +214,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, dout, dlse):
     if dout is None and dlse is None:
-        return (None,) * 17
+        return (None,) * 18
     q, k, v, out, lse, *layout = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
@@ -214,7 +223,7 @@ def _backward(ctx, dout, dlse):
         dout, dlse, q, k, v, out, lse, *layout, needed, *ctx.options
     )
     given = (x if need else None for x, need in zip(gradients, needed, strict=True))
-    return (*given, *(None,) * 14)
+    return (*given, *(None,) * 15)
 
 
 def _no_second_gradient(ctx, *_):
