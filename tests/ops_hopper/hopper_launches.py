@@ -47,21 +47,22 @@ def tied_call(
     dims: tuple[int, int, int],
     page_size: int,
     *,
-    fp8: bool = False,
+    scale: torch.Tensor | None = None,
+    spare: int = 0,
     **changes: int,
 ) -> Callable[[], None]:
-    """``dims``: of the queries' part without RoPE, of the RoPE key, of a state."""
+    """``dims``: of the queries' part without RoPE, of the RoPE key, of a state. ``scale``: FP8.
+    ``spare``: elements between records."""
     nope, rope, state = dims
     table, lengths = tables(page_size)
     q = torch.empty(len(lengths), query_len, heads, nope + rope, dtype=BF16)
-    record = torch.empty(4, page_size, state_heads * state + rope, dtype=BF16)
+    record = torch.empty(4, page_size, state_heads * state + rope + spare, dtype=BF16)
     cache = record[..., : state_heads * state].unflatten(-1, (state_heads, state))
-    rope_cache = record[..., state_heads * state :]
-    scale = torch.ones(()) if fp8 else None
-    if fp8:
+    rope_cache = record[..., state_heads * state :][..., :rope]
+    if scale is not None:
         cache = torch.empty(cache.shape, dtype=torch.float8_e4m3fn)
     out, lse = torch.empty(*q.shape[:3], state, dtype=BF16), torch.empty(q.shape[:3])
-    config = replace(tied.config_for(q[..., :nope], q[..., nope:], cache), **changes)
+    config = replace(tied.config_for(q[..., :nope], q[..., nope:], cache, scale), **changes)
     inputs = (q[..., :nope], q[..., nope:], cache, rope_cache, table, lengths)
     return lambda: tied.tied_decode(*inputs, 192**-0.5, True, scale, 0, out, lse, config=config)
 
@@ -79,8 +80,11 @@ def paged_call(
 
 CALLS = {
     "mla-16": tied_call(1, 16, 1, (512, 64, 512), 64, prefetch=2),
+    "mla-16-odd-strides": tied_call(1, 16, 1, (512, 64, 512), 64, spare=1),
+    "mla-32": tied_call(1, 32, 1, (512, 64, 512), 64),
     "mla-128": tied_call(1, 128, 1, (512, 64, 512), 64),
-    "mla-16-fp8": tied_call(1, 16, 1, (512, 64, 512), 64, fp8=True),
+    "mla-16-fp8": tied_call(1, 16, 1, (512, 64, 512), 64, scale=torch.ones(())),
+    "mla-16-fp8-blocks": tied_call(1, 16, 1, (512, 64, 512), 64, scale=torch.empty(4, 64, 1, 4)),
     "gla-2-of-32-page-1": tied_call(1, 32, 2, (256, 64, 256), 1),
     "gta-32-8-page-16": tied_call(1, 32, 8, (64, 64, 128), 16),
     "gqa-32-8": paged_call(1, 32, 8, 128, 64),

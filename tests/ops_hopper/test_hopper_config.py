@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ridgeline
+from ridgeline.ops.common.device import tuned
 from ridgeline.ops.common.hopper_config import (
     HopperConfig,
     decode_config,
@@ -34,6 +35,17 @@ def test_every_tiling_fits(rows: int, tied: bool) -> None:
         assert c.consumer_regs * 2 + c.producer_regs <= 65536 // 128
 
 
+def test_scales_and_pieces_of_values_are_counted() -> None:
+    plain = decode_config(16, 1, 512, 512, 64, 512, tied=True)
+    scaled = decode_config(16, 1, 512, 512, 64, 512, tied=True, k_blocks=4)
+    assert (scaled.scales, scaled.pieces) == (4, 4)
+    assert tile_bytes(scaled, True) - tile_bytes(plain, True) == 4 * 4 * 64
+    apart = decode_config(16, 1, 128, 128, 0, 128, tied=False, k_blocks=1, v_blocks=2)
+    assert (apart.scales, apart.pieces) == (3, 2)
+    for c, tied in ((scaled, True), (apart, False)):
+        assert fixed_bytes(c) + c.stages * tile_bytes(c, tied) <= LIMIT
+
+
 @pytest.mark.parametrize(
     ("rows", "heads", "dims", "expected"),
     [
@@ -48,6 +60,21 @@ def test_layouts(rows: int, heads: int, dims: tuple[int, int, int], expected: tu
     c = decode_config(rows, heads, nope, state, rope, state, tied=True)
     assert (c.block_m, c.heads, c.consumers) == expected
     assert c.transposed is (c.block_m < 64)
+
+
+def test_benchmarks_choose_the_rows_and_with_them_the_side() -> None:
+    """What a tiling needs for other rows is chosen anew."""
+    shape = (16, 1, 512, 512, 64, 512)
+    plain = decode_config(*shape, tied=True)
+    with tuned("hopper_decode", block_m=64, prefetch=2):
+        c = decode_config(*shape, tied=True)
+    assert plain.transposed
+    assert not c.transposed
+    assert (c.block_m, c.consumers, c.prefetch) == (64, 1, 2)
+    assert fixed_bytes(c) + c.stages * tile_bytes(c, True) <= LIMIT
+    with tuned("hopper_decode", block_m=128), pytest.raises(ValueError, match="no tiling"):
+        decode_config(*shape, tied=True)
+    assert decode_config(*shape, tied=True) == plain
 
 
 def cache(*shape: int) -> torch.Tensor:
@@ -75,9 +102,14 @@ def test_how_pages_are_read(x: torch.Tensor, page_size: int, expected: str) -> N
 def test_reasons() -> None:
     q = torch.zeros(1, 1, 1, 64, dtype=torch.bfloat16)
     config = HopperConfig(8, 1, 2, 1, 1, 64, 64, 0, 64)
-    assert "runs on a Hopper GPU" in unsupported(q, [], lambda: config)
+    assert "runs on a Hopper GPU" in unsupported(q, lambda: config)
     with pytest.raises(ValueError, match="no tiling of 8 rows"):
         decode_config(8, 1, 1024, 1024, 0, 1024, tied=False)
+    for blocks in ({"k_blocks": 8}, {"v_blocks": 8}):
+        with pytest.raises(
+            ValueError, match="one for 64 or 128 or 256 of its columns, got one for 16"
+        ):
+            decode_config(8, 1, 128, 128, 0, 128, tied=False, **blocks)
     table, lengths = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     pages = cache(1, 8, 1, 64)
     with pytest.raises(ValueError, match="impl='hopper': tensors are on cpu"):

@@ -25,12 +25,35 @@ def test_any_shape(seed: int) -> None:
     assert equal(run(garbage, seed + 1, **changes), (out, lse))
 
 
-@pytest.mark.parametrize("kind", ["number", "head"])
+# Scales of all tokens, or of each: one, or one for 64 or 128 columns; all sides of wgmma.
+FP8_CASES = {
+    "number": {"scale_kind": "number", "dim": 64},
+    "head": {"scale_kind": "head", "dim": 40},
+    "token": {"scale_kind": 1, "dim": 40},
+    "blocks": {"scale_kind": 3, "dim": 192, "page_size": 7},
+    "blocks-rows-on-m": {"scale_kind": 2, "dim": 256, "group": 20},
+}
+
+
+@pytest.mark.parametrize("name", FP8_CASES)
 @pytest.mark.parametrize("make", MAKERS)
-def test_fp8_caches(make, kind: str) -> None:
-    for seed, dim in enumerate((64, 40)):
-        case = small(make, seed, cache_dtype=FP8, scale_kind=kind, dim=dim, page_size=16)
+def test_fp8_caches(make, name: str) -> None:
+    chosen = {"page_size": 16} | FP8_CASES[name]
+    dim = chosen["dim"]
+    widths = {"value_dim": dim} if make is paged_case else {"nope_dim": dim // 2}
+    for seed, dtype in enumerate(DTYPES):
+        case = small(make, seed, cache_dtype=FP8, dtype=dtype, **widths | chosen)
         assert_matches(case, *run(case, seed))
+
+
+def test_scales_beyond_the_range_of_float16() -> None:
+    chosen = {"dtype": torch.float16, "cache_dtype": FP8, "scale_kind": 2, "strides": False}
+    case = small(paged_case, 3, dim=128, **chosen | {"value_dim": 128})
+    values = (case.v_cache.float() / 64).to(FP8)
+    case = replace(case, v_cache=values, v_scale=case.v_scale * 2**17)
+    out, lse = run(case)
+    assert out.abs().max() > 100
+    assert_matches(case, out, lse)
 
 
 SERVED = {

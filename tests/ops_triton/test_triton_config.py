@@ -102,7 +102,7 @@ class TestTuned:
         assert attention_config(q, q, q, "forward") == INTERPRETED
 
     def test_refused(self) -> None:
-        with pytest.raises(ValueError, match="kernel: expected one of decode, forward"):
+        with pytest.raises(ValueError, match="kernel: expected one of decode, hopper_decode"):
             tuned("backward", block_m=16).__enter__()
         with pytest.raises(ValueError, match=r"block_n: expected a power of two .* got 48"):
             tuned("decode", block_n=48).__enter__()

@@ -15,18 +15,17 @@ def decode(inputs: DecodeInputs, impl: str, distance: int) -> Tensor:
     ``impl`` is one whose launcher takes a ``config`` with ``prefetch``: "triton" or "hopper".
     """
     shape, scales = inputs.shape, dict(inputs.scales)
-    tiled_by = scales if impl == "triton" else {}  # what it loads a token beside the elements
     operation = "paged_decode" if shape.spec.kind == "paired" else "tied_decode"
     module = import_module(f"ridgeline.ops.{operation}.{impl}")
     views = inputs.next_views()
     if operation == "paged_decode":
         queries = (inputs.q_nope,)
-        config = module.config_for(*queries, views[0], shape.spec.dim, **tiled_by)
+        config = module.config_for(*queries, views[0], shape.spec.dim, **scales)
         options = {"window_left": -1, "window_right": -1, "softcap": 0.0}
         options |= {"k_scale": None, "v_scale": None}
     else:
         queries = (inputs.q_nope, inputs.q_rope)
-        config = module.config_for(*queries, views[0], **tiled_by)
+        config = module.config_for(*queries, views[0], **scales)
         options = {"state_scale": None}
     out, lse = empty_outputs(inputs.q_nope, shape.spec.dim)
     getattr(module, operation)(

@@ -24,7 +24,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _SHARED_BYTES = {80: 160 << 10, 86: 96 << 10, 89: 96 << 10, 90: 224 << 10, 100: 224 << 10}
 
 
-Kernel = Literal["decode", "forward", "dkdv", "dq"]
+Kernel = Literal["decode", "hopper_decode", "forward", "dkdv", "dq"]
 _TUNED: dict[str, dict[str, int]] = {}
 Config = TypeVar("Config")
 P = ParamSpec("P")
@@ -193,8 +193,10 @@ def tuned(kernel: Kernel, **fields: int) -> Iterator[None]:
     ...     ridgeline.paged_decode(q, k_cache, v_cache, block_table, cache_seqlens)
 
     Args:
-        kernel: "decode" (``paged_decode`` and ``tied_decode``; fields of ``DecodeConfig``), or of
-            ``attention`` "forward", "dkdv" or "dq" (fields of ``AttentionConfig``).
+        kernel: "decode" (``paged_decode`` and ``tied_decode`` by Triton; fields of
+            ``DecodeConfig``), "hopper_decode" (fields of ``HopperConfig``; to a ``block_m`` the
+            rest is chosen), or of ``attention`` "forward", "dkdv" or "dq" (fields of
+            ``AttentionConfig``).
         fields: a tile's sizes are powers of two of at least 16.
 
     Raises:
@@ -212,6 +214,11 @@ def tuned(kernel: Kernel, **fields: int) -> Iterator[None]:
         yield
     finally:
         _TUNED[kernel] = before
+
+
+def tuned_field(kernel: Kernel, name: str) -> int | None:
+    """What ``tuned`` replaces a field of the tiling by, if anything."""
+    return _TUNED.get(kernel, {}).get(name)
 
 
 def as_tuned(kernel: Kernel, config: Config) -> Config:

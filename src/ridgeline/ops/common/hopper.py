@@ -8,11 +8,11 @@ Which tiles a program computes, and the merge of what several compute of one ite
 import torch
 from torch import Tensor
 
-from ridgeline.ops.common.device import DecodeConfig, next_power_of_2
+from ridgeline.ops.common.device import DecodeConfig, next_power_of_2, scale_arguments
 from ridgeline.ops.common.gluon import TensorDescriptor, gl, gluon, mbarrier
 from ridgeline.ops.common.hopper_attend import Merge, Scores, attend
 from ridgeline.ops.common.hopper_config import HopperConfig, load_of
-from ridgeline.ops.common.hopper_load import Pages, Queries, Ring, Source, produce
+from ridgeline.ops.common.hopper_load import Pages, Queries, Ring, Scales, Source, produce
 from ridgeline.ops.common.hopper_prefetch import follows, run_of
 from ridgeline.ops.common.hopper_work import Results, first_work
 from ridgeline.ops.common.triton_splits import MIN_TILES, Splits
@@ -33,6 +33,14 @@ def tiles(dtype: gl.constexpr, COUNT: gl.constexpr, BLOCK: gl.constexpr):
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for(BLOCK, dtype)
     SHAPE: gl.constexpr = [COUNT] + BLOCK  # noqa: RUF005
     return gl.allocate_shared_memory(dtype, SHAPE, layout)
+
+
+@gluon.jit
+def scale_tiles(COUNT: gl.constexpr, BLOCKS: gl.constexpr, BLOCK_N: gl.constexpr):
+    """``BLOCKS`` scales of the tokens of ``COUNT`` tiles, at least one."""
+    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    SHAPE: gl.constexpr = [COUNT * BLOCKS if BLOCKS > 0 else 1, BLOCK_N]
+    return gl.allocate_shared_memory(gl.float32, SHAPE, flat)
 
 
 @gluon.jit
@@ -76,9 +84,15 @@ def hopper_decode_kernel(
     stride_vt,
     stride_vh,
     k_scale,
-    stride_ks,
+    stride_ksp,
+    stride_kst,
+    stride_ksh,
+    stride_ksn,
     v_scale,
-    stride_vs,
+    stride_vsp,
+    stride_vst,
+    stride_vsh,
+    stride_vsn,
     stride_tb,
     stride_tp,
     KV_HEADS: gl.constexpr,
@@ -99,8 +113,8 @@ def hopper_decode_kernel(
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
     SOFTCAP: gl.constexpr,
-    K_SCALED: gl.constexpr,
-    V_SCALED: gl.constexpr,
+    K_BLOCKS: gl.constexpr,
+    V_BLOCKS: gl.constexpr,
     TIED: gl.constexpr,
     BALANCED: gl.constexpr,
     TMA: gl.constexpr,
@@ -126,6 +140,7 @@ def hopper_decode_kernel(
 
     The cache is read by ``TMA``, else by ``CP_ASYNC``, else through registers. ``TIED``:
     keys are values too. ``K_WIDTH`` and so on are widths of tiles, ``K_DIM`` of the data in them.
+    ``K_BLOCKS``, ``V_BLOCKS``: FP8 scales, as in ``hopper_load.Scales``.
     """
     dtype: gl.constexpr = q.dtype.element_ty
     HAS_ROPE: gl.constexpr = ROPE_DIM > 0
@@ -152,10 +167,34 @@ def hopper_decode_kernel(
         q_rope_tiles = tiles(dtype, Q_STAGES * HEADS, [BLOCK_M, R_WIDTH])
     if not TIED:
         v_tiles = tiles(dtype, STAGES * HEADS, [1, BLOCK_N, 1, V_WIDTH])
+    k_scales = Scales(
+        k_scale,
+        gl.to_tensor(stride_ksp),
+        gl.to_tensor(stride_kst),
+        gl.to_tensor(stride_ksh),
+        gl.to_tensor(stride_ksn),
+        scale_tiles(STAGES * HEADS, K_BLOCKS, BLOCK_N),
+        K_BLOCKS,
+        K_DIM // max(K_BLOCKS, 1),
+    )
+    v_scales = k_scales
+    if not TIED:
+        v_scales = Scales(
+            v_scale,
+            gl.to_tensor(stride_vsp),
+            gl.to_tensor(stride_vst),
+            gl.to_tensor(stride_vsh),
+            gl.to_tensor(stride_vsn),
+            scale_tiles(STAGES * HEADS, V_BLOCKS, BLOCK_N),
+            V_BLOCKS,
+            VALUE_DIM // max(V_BLOCKS, 1),
+        )
     ring = Ring(
         k_tiles,
         r_tiles,
         v_tiles,
+        k_scales,
+        v_scales,
         barriers(STAGES, 1),
         barriers(STAGES, 1),
         STAGES,
@@ -191,15 +230,9 @@ def hopper_decode_kernel(
         gl.to_tensor(softcap),
         gl.to_tensor(window_left),
         gl.to_tensor(window_right),
-        k_scale,
-        gl.to_tensor(stride_ks),
-        v_scale,
-        gl.to_tensor(stride_vs),
         CAUSAL,
         WINDOW,
         SOFTCAP,
-        K_SCALED,
-        V_SCALED,
     )
     KV_Q_HEADS: gl.constexpr = KV_HEADS * GROUP
     results = Results(
@@ -232,8 +265,10 @@ def hopper_decode_kernel(
     else:
         flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
         line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+        PIECES: gl.constexpr = max(v_scales.BLOCKS, 1)
+        COLUMNS: gl.constexpr = V_WIDTH if PIECES == 1 else v_scales.WIDTH
         merge = Merge(
-            gl.allocate_shared_memory(gl.float32, [HEADS, V_WIDTH, BLOCK_M], flat),
+            gl.allocate_shared_memory(gl.float32, [HEADS * PIECES, COLUMNS, BLOCK_M], flat),
             gl.allocate_shared_memory(gl.float32, [2 * HEADS, BLOCK_M], line),
             barriers(1, 1).index(0),
             barriers(1, 1).index(0),
@@ -296,8 +331,8 @@ def decode(
     """Fills ``out [B, L_q, h_q, d_v]`` and ``lse [B, L_q, h_q]``, both contiguous.
 
     ``rope [num_pages, page_size, d_r]`` with its part of the queries, or ``None``; ``v`` is
-    ``None`` where the keys are the values. ``k_scale`` and ``v_scale``: float32, a number or one a
-    head, what FP8 caches are to be multiplied by.
+    ``None`` where the keys are the values, and with it ``v_scale``. ``k_scale`` and ``v_scale``:
+    float32, what FP8 caches are to be multiplied by, as of ``paged_decode``.
     """
     _, query_len, q_heads, q_dim = q.shape
     num_pages, page_size, kv_heads, k_dim = k.shape
@@ -327,6 +362,8 @@ def decode(
             None if v is None else descriptor(v, [1, rows, 1, config.v_width]),
         )
     runs = prefetch_runs(k, rope, v, config, load)
+    k_scale, k_scale_strides, k_blocks = scale_arguments(k_scale)
+    v_scale, v_scale_strides, v_blocks = scale_arguments(v_scale)
     hopper_decode_kernel[splits.grid](
         q,
         q if q_rope is None else q_rope,
@@ -351,9 +388,9 @@ def decode(
         *((0, 0) if rope is None else units(rope, unit)),
         *((0, 0, 0) if v is None else units(v, unit)),
         lse if k_scale is None else k_scale,
-        k_scale.stride(0) if k_scale is not None and k_scale.dim() else 0,
+        *k_scale_strides,
         lse if v_scale is None else v_scale,
-        v_scale.stride(0) if v_scale is not None and v_scale.dim() else 0,
+        *v_scale_strides,
         *block_table.stride(),
         KV_HEADS=kv_heads,
         GROUP=group,
@@ -373,8 +410,8 @@ def decode(
         CAUSAL=causal,
         WINDOW=window_left >= 0 or window_right >= 0,
         SOFTCAP=softcap > 0,
-        K_SCALED=k_scale is not None,
-        V_SCALED=v_scale is not None,
+        K_BLOCKS=k_blocks,
+        V_BLOCKS=v_blocks,
         TIED=v is None,
         BALANCED=splits.balanced,
         TMA=load == "tma",

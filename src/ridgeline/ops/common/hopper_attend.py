@@ -23,25 +23,15 @@ from ridgeline.ops.common.triton import LOG2_E, tanh
 
 @aggregate
 class Scores:
-    """From products to scores: ``scale``, soft cap, and which tokens a row sees.
-
-    ``k_scale`` and ``v_scale``: what the keys and values of a head are to be multiplied by, one a
-    head ``stride`` apart, if ``K_SCALED`` and ``V_SCALED``.
-    """
+    """From products to scores: ``scale``, soft cap, and which tokens a row sees."""
 
     scale: gl.tensor
     softcap: gl.tensor
     window_left: gl.tensor
     window_right: gl.tensor
-    k_scale: gl.tensor
-    k_stride: gl.tensor
-    v_scale: gl.tensor
-    v_stride: gl.tensor
     CAUSAL: gl.constexpr
     WINDOW: gl.constexpr
     SOFTCAP: gl.constexpr
-    K_SCALED: gl.constexpr
-    V_SCALED: gl.constexpr
 
     @gluon.constexpr_function
     def __init__(
@@ -50,26 +40,14 @@ class Scores:
         softcap,
         window_left,
         window_right,
-        k_scale,
-        k_stride,
-        v_scale,
-        v_stride,
         CAUSAL,
         WINDOW,
         SOFTCAP,
-        K_SCALED,
-        V_SCALED,
     ):
         self.scale = scale
         self.softcap = softcap
         self.window_left = window_left
         self.window_right = window_right
-        self.k_scale = k_scale
-        self.k_stride = k_stride
-        self.v_scale = v_scale
-        self.v_stride = v_stride
-        self.K_SCALED = gl.constexpr(K_SCALED)
-        self.V_SCALED = gl.constexpr(V_SCALED)
         self.CAUSAL = gl.constexpr(CAUSAL)
         self.WINDOW = gl.constexpr(WINDOW)
         self.SOFTCAP = gl.constexpr(SOFTCAP)
@@ -133,21 +111,41 @@ def product(rows, others, acc, AXIS: gl.constexpr):
 
 
 @gluon.jit
-def key_products(ring, queries, scores, n, stage, item, h, AXIS: gl.constexpr):
-    """Query rows of head h times the keys of tile n; tokens along the other axis."""
+def key_products(ring, queries, n, stage, item, h, AXIS: gl.constexpr):
+    """Query rows of head h times the keys of tile n; tokens along the other axis.
+
+    Columns of different scales, and the RoPE key, which is not quantised, are products of their
+    own. Scales multiply them in float32: scaled keys would be rounded.
+    """
     layout: gl.constexpr = accumulator(AXIS, gl.num_warps(), queries.BLOCK_M, ring.BLOCK_N)
+    tokens: gl.constexpr = gl.SliceLayout(AXIS, layout)
+    scales = ring.k_scales
     q = queries.q.index(stage * queries.HEADS + h)
-    k = ring.keys(n, h).slice(0, q.shape[1], 1)
-    s = zeros(queries.BLOCK_M, ring.BLOCK_N, layout, AXIS)
-    s = product(q, k.permute((1, 0)), s, AXIS)
-    if scores.K_SCALED:  # not the RoPE key, which is not quantised
-        head = queries.head(item, h)
-        s = warpgroup_mma_wait(0, [s]) * gl.load(scores.k_scale + head * scores.k_stride)
+    k = ring.keys(n, h)
+    nothing = zeros(queries.BLOCK_M, ring.BLOCK_N, layout, AXIS)
+    s = nothing
     if ring.HAS_ROPE:
         r = queries.r.index(stage * queries.HEADS + h)
         s = product(r, ring.rope_keys(n).permute((1, 0)), s, AXIS)
-    if ring.HAS_ROPE or not scores.K_SCALED:
+    if scales.BLOCKS == 0:
+        s = product(q, k.slice(0, q.shape[1], 1).permute((1, 0)), s, AXIS)
         s = warpgroup_mma_wait(0, [s])
+    else:
+        WIDTH: gl.constexpr = q.shape[1] if scales.BLOCKS <= 1 else min(q.shape[1], scales.WIDTH)
+        PIECES: gl.constexpr = min(q.shape[1] // WIDTH, max(scales.BLOCKS, 1))
+        products = (s,)
+        for j in gl.static_range(PIECES):
+            rows = q.slice(j * WIDTH, WIDTH, 1)
+            keys = k.slice(j * WIDTH, WIDTH, 1).permute((1, 0))
+            products = products + (product(rows, keys, nothing, AXIS),)
+        products = warpgroup_mma_wait(0, products)
+        s = products[0]
+        for j in gl.static_range(PIECES):
+            if scales.BLOCKS < 0:
+                s += products[j + 1] * scales.of_head(queries.head(item, h))
+            else:
+                scale = scales.of_tokens(ring.tile(n, h), j, tokens)
+                s += products[j + 1] * gl.expand_dims(scale, AXIS)
     return s
 
 
@@ -155,6 +153,27 @@ def key_products(ring, queries, scores, n, stage, item, h, AXIS: gl.constexpr):
 def zeros(ROWS: gl.constexpr, OTHERS: gl.constexpr, layout: gl.constexpr, AXIS: gl.constexpr):
     SHAPE: gl.constexpr = [ROWS, OTHERS] if AXIS == 0 else [OTHERS, ROWS]
     return gl.zeros(SHAPE, gl.float32, layout)
+
+
+@gluon.jit
+def weighted(p, top, ring, at, h, j, AXIS: gl.constexpr):
+    """What multiplies piece j of the values of head h: probabilities times the tokens' scales.
+
+    In float16, whose range they might leave, scales are relative to the largest so far, ``top``,
+    of which the output is a multiple. Also gives what the output so far is to be multiplied by.
+    """
+    fade = gl.to_tensor(1.0)
+    if ring.v_scales.BLOCKS > 0:
+        tokens: gl.constexpr = gl.SliceLayout(AXIS, p.type.layout)
+        scale = ring.v_scales.of_tokens(ring.tile(at, h), j, tokens)
+        if ring.k.dtype == gl.float16:
+            largest = gl.maximum(top, gl.max(gl.abs(scale), 0))
+            unit = gl.where(largest == 0.0, 1.0, largest)
+            scale = scale / unit
+            fade = top / unit
+            top = largest
+        p = p * gl.expand_dims(scale, AXIS)
+    return p, fade, top
 
 
 @gluon.jit
@@ -176,7 +195,9 @@ def attend(
     HEADS: gl.constexpr = ring.HEADS
     BLOCK_M: gl.constexpr = queries.BLOCK_M
     BLOCK_N: gl.constexpr = ring.BLOCK_N
-    V_WIDTH: gl.constexpr = ring.v.shape[4]
+    # Columns of values by their scales: each piece has probabilities and an output of its own.
+    PIECES: gl.constexpr = max(ring.v_scales.BLOCKS, 1)
+    V_WIDTH: gl.constexpr = ring.v.shape[4] if PIECES == 1 else ring.v_scales.WIDTH
     OTHER: gl.constexpr = 1 - AXIS
     dtype: gl.constexpr = ring.k.dtype
     s_layout: gl.constexpr = accumulator(AXIS, gl.num_warps(), BLOCK_M, BLOCK_N)
@@ -185,7 +206,7 @@ def attend(
     o_rows: gl.constexpr = gl.SliceLayout(OTHER, o_layout)
     tokens: gl.constexpr = gl.SliceLayout(AXIS, s_layout)
     p_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, BLOCK_N], dtype)
-    probabilities = gl.allocate_shared_memory(dtype, [BLOCK_M, BLOCK_N], p_layout)
+    probabilities = gl.allocate_shared_memory(dtype, [PIECES, BLOCK_M, BLOCK_N], p_layout)
     t = work.t
     b = work.b
     base = work.base
@@ -198,11 +219,14 @@ def attend(
         ms = ()
         ls = ()
         os = ()
+        tops = ()
         for _ in gl.static_range(HEADS):
             ms = ms + (gl.full([BLOCK_M], float("-inf"), gl.float32, rows),)
             # Sums of a thread's tokens: they are added up once, at the end.
             ls = ls + (zeros(BLOCK_M, BLOCK_N, s_layout, AXIS),)
-            os = os + (zeros(BLOCK_M, V_WIDTH, o_layout, AXIS),)
+            for _ in gl.static_range(PIECES):
+                os = os + (zeros(BLOCK_M, V_WIDTH, o_layout, AXIS),)
+                tops = tops + (gl.to_tensor(0.0),)
         queries.wait_full(i)
         # A stage is always the same consumer's: nobody waits for a phase whose predecessor may be
         # another's, and not over.
@@ -213,9 +237,10 @@ def attend(
             new_ms = ()
             new_ls = ()
             new_os = ()
+            new_tops = ()
             for h in gl.static_range(HEADS):
                 # [BLOCK_M, BLOCK_N]
-                s = key_products(ring, queries, scores, at, stage, item, h, AXIS)
+                s = key_products(ring, queries, at, stage, item, h, AXIS)
                 s = scores.of(
                     s,
                     gl.expand_dims(token, AXIS),
@@ -227,39 +252,75 @@ def attend(
                 origin = gl.where(m == float("-inf"), 0.0, m)
                 p = gl.exp2(s - gl.expand_dims(origin, OTHER))
                 alpha = gl.exp2(ms[h] - origin)
-                if AXIS == 0:
-                    probabilities.store(p.to(dtype))
-                else:
-                    probabilities.permute((1, 0)).store(p.to(dtype))
+                fades = ()
+                for j in gl.static_range(PIECES):
+                    weights, fade, top = weighted(p, tops[h * PIECES + j], ring, at, h, j, AXIS)
+                    if AXIS == 0:
+                        probabilities.index(j).store(weights.to(dtype))
+                    else:
+                        probabilities.index(j).permute((1, 0)).store(weights.to(dtype))
+                    fades = fades + (fade,)
+                    new_tops = new_tops + (top,)
                 fence_async_shared()
-                # [BLOCK_M, V_WIDTH]
-                o = os[h] * gl.expand_dims(gl.convert_layout(alpha, o_rows), OTHER)
-                o = product(probabilities, ring.values(at, h), o, AXIS)
+                decay = gl.expand_dims(gl.convert_layout(alpha, o_rows), OTHER)
+                products = ()
+                for j in gl.static_range(PIECES):
+                    # [BLOCK_M, V_WIDTH]
+                    o = os[h * PIECES + j] * (decay * fades[j])
+                    v = ring.values(at, h).slice(j * V_WIDTH, V_WIDTH, 1)
+                    products = products + (product(probabilities.index(j), v, o, AXIS),)
+                if PIECES == 1:
+                    new_os = new_os + (warpgroup_mma_wait(0, products),)
+                else:
+                    new_os = new_os + warpgroup_mma_wait(0, products)
                 new_ms = new_ms + (m,)
                 new_ls = new_ls + (ls[h] * gl.expand_dims(alpha, OTHER) + p,)
-                new_os = new_os + (warpgroup_mma_wait(0, [o]),)
             ring.release(at)
             ms = new_ms
             ls = new_ls
             os = new_os
+            tops = new_tops
         queries.release(i)
+        totals = ()
+        for h in gl.static_range(HEADS):
+            for j in gl.static_range(PIECES):
+                o = os[h * PIECES + j]
+                if ring.v_scales.BLOCKS > 0 and dtype == gl.float16:
+                    o = o * tops[h * PIECES + j]
+                if ring.v_scales.BLOCKS < 0:
+                    o = o * ring.v_scales.of_head(queries.head(item, h))
+                totals = totals + (o,)
         if CONSUMERS == 2 and C == 1:
-            hand_over(ms, ls, os, merge, i, HEADS)
+            hand_over(ms, ls, totals, merge, i, HEADS, PIECES)
         else:
             if CONSUMERS == 2:
                 mbarrier.wait(merge.full, i & 1)
             row = queries.rows(item, o_rows)
-            d = gl.arange(0, V_WIDTH, gl.SliceLayout(AXIS, o_layout))
             for h in gl.static_range(HEADS):
-                o = os[h]
-                m = gl.convert_layout(ms[h], o_rows)
-                l = gl.convert_layout(gl.sum(ls[h], OTHER), o_rows)
-                if CONSUMERS == 2:
-                    o, m, l = merged(o, m, l, merge, h, o_layout)
-                head = queries.head(item, h)
-                if scores.V_SCALED:
-                    o = o * gl.load(scores.v_scale + head * scores.v_stride)
-                store_rows(o, m, l, d, row, head, h, b, slot, whole, work.query_len, results, AXIS)
+                for j in gl.static_range(PIECES):
+                    o = totals[h * PIECES + j]
+                    m = gl.convert_layout(ms[h], o_rows)
+                    l = gl.convert_layout(gl.sum(ls[h], OTHER), o_rows)
+                    if CONSUMERS == 2:
+                        o, m, l = merged(o, m, l, merge, h, j, PIECES, o_layout)
+                    head = queries.head(item, h)
+                    d = j * V_WIDTH + gl.arange(0, V_WIDTH, gl.SliceLayout(AXIS, o_layout))
+                    store_rows(
+                        o,
+                        m,
+                        l,
+                        d,
+                        row,
+                        head,
+                        h,
+                        b,
+                        slot,
+                        whole,
+                        work.query_len,
+                        results,
+                        AXIS,
+                        j == 0,
+                    )
             if CONSUMERS == 2:
                 mbarrier.arrive(merge.empty)
         n += end - begin
@@ -268,19 +329,20 @@ def attend(
 
 
 @gluon.jit
-def hand_over(ms, ls, os, merge, i, HEADS: gl.constexpr):
+def hand_over(ms, ls, totals, merge, i, HEADS: gl.constexpr, PIECES: gl.constexpr):
     """The second consumer's sums of item i, transposed, to the first."""
     mbarrier.wait(merge.empty, (i & 1) ^ 1)
     for h in gl.static_range(HEADS):
-        merge.o.index(h).store(os[h])
+        for j in gl.static_range(PIECES):
+            merge.o.index(h * PIECES + j).store(totals[h * PIECES + j])
         merge.sums.index(2 * h).store(ms[h])
         merge.sums.index(2 * h + 1).store(gl.sum(ls[h], 0))
     mbarrier.arrive(merge.full)
 
 
 @gluon.jit
-def merged(o, m, l, merge, h, layout: gl.constexpr):
-    """The first consumer's sums of head h with those of the second."""
+def merged(o, m, l, merge, h, j, PIECES: gl.constexpr, layout: gl.constexpr):
+    """The first consumer's sums of head h, piece j of its output, with those of the second."""
     rows: gl.constexpr = gl.SliceLayout(0, layout)
     other = merge.sums.index(2 * h).load(rows)
     both = gl.maximum(m, other)
@@ -288,5 +350,5 @@ def merged(o, m, l, merge, h, layout: gl.constexpr):
     mine = gl.exp2(m - origin)
     theirs = gl.exp2(other - origin)
     l = l * mine + merge.sums.index(2 * h + 1).load(rows) * theirs
-    o = o * mine[None, :] + merge.o.index(h).load(layout) * theirs[None, :]
+    o = o * mine[None, :] + merge.o.index(h * PIECES + j).load(layout) * theirs[None, :]
     return o, both, l

@@ -16,6 +16,7 @@ SHARED_BYTES = 225 << 10  # of a program, less barriers and what reductions exch
 # Of a consumer's and the producer's threads, by heads of an item: those of a few that were compiled
 # with which least is spilled.
 REGISTERS = {1: (208, 88), 2: (224, 56), 4: (184, 136)}
+SCALED_COLUMNS = (64, 128, 256)  # that share an FP8 scale: of a product of their own
 BLOCK_N = 64  # tokens of a tile: the M of a wgmma
 
 
@@ -32,6 +33,8 @@ class HopperConfig:
     k_width: int
     r_width: int
     v_width: int
+    scales: int = 0  # of a token and head, by block
+    pieces: int = 1  # of a value, by its scales
     block_n: int = BLOCK_N
     programs: int = 1  # a processor, of the balanced schedule
     prefetch: int = 0
@@ -61,13 +64,13 @@ def width(dim: int, least: int) -> int:
 def tile_bytes(c: HopperConfig, tied: bool) -> int:
     """Of a stage of the ring."""
     elements = c.heads * (c.k_width + (0 if tied else c.v_width)) + c.r_width
-    return 2 * c.block_n * elements
+    return c.block_n * (2 * elements + 4 * c.heads * c.scales)
 
 
 def fixed_bytes(c: HopperConfig) -> int:
     """Of queries, probabilities and the merge of two consumers."""
     queries = 2 * c.q_stages * c.heads * c.block_m * (c.q_width + c.r_width)
-    probabilities = 2 * c.consumers * c.block_m * c.block_n
+    probabilities = 2 * c.consumers * c.pieces * c.block_m * c.block_n
     merge = 4 * (c.consumers - 1) * c.heads * c.block_m * (c.v_width + 2)
     return queries + probabilities + merge
 
@@ -76,15 +79,31 @@ def layouts(rows: int) -> list[tuple[int, int]]:
     """Query rows of an item and consumers, best first.
 
     Up to 32 rows are transposed. More are rows on M, where 64 of a wide state fill the registers.
+    ``device.tuned("hopper_decode", block_m=...)`` chooses the rows, and with them the side.
     """
-    if rows <= 32:
-        block_m = max(8, next_power_of_2(rows))
+    tuned = device.tuned_field("hopper_decode", "block_m")
+    block_m = tuned or min(max(8, next_power_of_2(rows)), 128)
+    if block_m <= 32:
         return [(block_m, 2), (block_m, 1)]
-    return [(128, 1), (64, 1)] if rows > 64 else [(64, 1)]
+    return [(block_m, 1)] if tuned or block_m == 64 else [(block_m, 1), (64, 1)]
+
+
+def blocks(scale: Tensor | None) -> int:
+    """FP8 scales of a token and head; 0 where one holds for all tokens."""
+    return scale.shape[3] if scale is not None and scale.dim() == 4 else 0
 
 
 def decode_config(
-    rows: int, kv_heads: int, q_dim: int, k_dim: int, rope_dim: int, value_dim: int, *, tied: bool
+    rows: int,
+    kv_heads: int,
+    q_dim: int,
+    k_dim: int,
+    rope_dim: int,
+    value_dim: int,
+    *,
+    tied: bool,
+    k_blocks: int = 0,
+    v_blocks: int = 0,
 ) -> HopperConfig:
     """The tiling of a call from its shapes alone.
 
@@ -98,24 +117,38 @@ def decode_config(
         q_dim, k_dim, rope_dim, value_dim: widths of a query row, without its RoPE part, of a
             cached key, of a RoPE key, and of a value.
         tied: keys are the values.
+        k_blocks, v_blocks: FP8 scales of a token and head of the keys, and of values apart.
+
+    Raises:
+        ValueError: there is none, for the shared memory, or for scales whose columns are not those
+            of whole products.
     """
+    for dim, n in ((k_dim, k_blocks), (value_dim, v_blocks)):
+        if n > 1 and dim // n not in SCALED_COLUMNS:
+            expected = " or ".join(map(str, SCALED_COLUMNS))
+            raise ValueError(
+                f"FP8 scales are one a token and head or one for {expected} of its columns, got "
+                f"one for {dim // n}"
+            )
     v_width = width(value_dim, 64)
     k_width = v_width if tied else width(k_dim, 64)
     q_width, r_width = min(k_width, width(q_dim, 64)), width(rope_dim, 16) if rope_dim else 0
     widths = (q_width, k_width, r_width, v_width)
+    scales = (k_blocks + v_blocks, max(k_blocks if tied else v_blocks, 1))
     alone = rows if tied and rope_dim else 0  # heads share a RoPE key where their rows fit a tile
     for block_m, consumers in layouts(rows):
         shared = [h for h in (4, 2) if kv_heads % h == 0] if 0 < alone <= block_m else []
         # Beside accumulators of 32 rows, the addresses of a second stage of queries are spilled.
         for heads, q_stages in product([*shared, 1], (1,) if block_m == 32 else (2, 1)):
-            config = HopperConfig(block_m, heads, 0, q_stages, consumers, *widths)
+            config = HopperConfig(block_m, heads, 0, q_stages, consumers, *widths, *scales)
             stages = (SHARED_BYTES - fixed_bytes(config)) // tile_bytes(config, tied)
             accumulated = heads * v_width * block_m // (128 * config.warpgroups)
             if stages >= 2 and accumulated <= 128:
                 # A stage is always the same consumer's.
                 stages = min(stages, 8) // consumers * consumers
                 ours, producers = REGISTERS[heads]
-                return replace(config, stages=stages, consumer_regs=ours, producer_regs=producers)
+                config = replace(config, stages=stages, consumer_regs=ours, producer_regs=producers)
+                return device.as_tuned("hopper_decode", config)
     raise ValueError(f"no tiling of {rows} rows of widths {widths} fits the shared memory")
 
 
@@ -137,9 +170,7 @@ def load_of(page_size: int, caches: Sequence[Tensor]) -> tuple[str, int]:
     return (kind if kind == "load" or (fits and whole) else "cp.async"), unit
 
 
-def unsupported(
-    q: Tensor, scales: Sequence[Tensor | None], config: Callable[[], HopperConfig]
-) -> str | None:
+def unsupported(q: Tensor, config: Callable[[], HopperConfig]) -> str | None:
     """Why the Hopper kernels cannot run a decode of ``q``, or ``None``."""
     reason = no_device(q)
     if reason is not None:
@@ -147,8 +178,6 @@ def unsupported(
     if q.dtype not in (torch.bfloat16, torch.float16):
         got = str(q.dtype).removeprefix("torch.")
         return f"queries are bfloat16 or float16, got {got}; use impl='triton'"
-    if any(scale is not None and scale.dim() > 1 for scale in scales):
-        return "scales of FP8 caches are one number or one a head here; use impl='triton'"
     try:
         config()
     except ValueError as error:

@@ -21,12 +21,61 @@ from ridgeline.ops.common.hopper_prefetch import prefetch_tile
 
 
 @aggregate
+class Scales:
+    """What an FP8 cache is to be multiplied by, float32.
+
+    ``BLOCKS`` scales of a token and head, which are in the ring beside its tiles; -1 for one of all
+    tokens of a head; 0 for none.
+    """
+
+    base: gl.tensor
+    stride_p: gl.tensor
+    stride_t: gl.tensor
+    stride_h: gl.tensor
+    stride_n: gl.tensor
+    tiles: gl.shared_memory_descriptor  # [STAGES * HEADS * BLOCKS, BLOCK_N] if BLOCKS > 0
+    BLOCKS: gl.constexpr
+    WIDTH: gl.constexpr  # columns of a block
+
+    @gluon.constexpr_function
+    def __init__(self, base, stride_p, stride_t, stride_h, stride_n, tiles, BLOCKS, WIDTH):
+        self.base = base
+        self.stride_p = stride_p
+        self.stride_t = stride_t
+        self.stride_h = stride_h
+        self.stride_n = stride_n
+        self.tiles = tiles
+        self.BLOCKS = gl.constexpr(BLOCKS)
+        self.WIDTH = gl.constexpr(WIDTH)
+
+    @gluon.jit
+    def copy(self, tile, page, token, head, needed):
+        """Those of a tile's tokens, 0 where not needed; ``tile`` counts those of the ring."""
+        at = page.to(gl.int64) * self.stride_p + token.to(gl.int64) * self.stride_t
+        at += head.to(gl.int64) * self.stride_h
+        for j in gl.static_range(self.BLOCKS):
+            x = gl.load(self.base + at + j * self.stride_n, mask=needed, other=0.0)
+            self.tiles.index(tile * self.BLOCKS + j).store(x)
+
+    @gluon.jit
+    def of_head(self, head):
+        return gl.load(self.base + head * self.stride_h)
+
+    @gluon.jit
+    def of_tokens(self, tile, j, layout: gl.constexpr):
+        """Block j's, ``[BLOCK_N]``."""
+        return self.tiles.index(tile * self.BLOCKS + j).load(layout)
+
+
+@aggregate
 class Ring:
     """The stages: ``full`` and ``empty`` barriers, and tiles of keys, RoPE keys and values."""
 
     k: gl.shared_memory_descriptor  # [STAGES * HEADS, 1, BLOCK_N, 1, K_WIDTH]
     r: gl.shared_memory_descriptor  # [STAGES, 1, BLOCK_N, R_WIDTH]
     v: gl.shared_memory_descriptor  # [STAGES * HEADS, 1, BLOCK_N, 1, V_WIDTH]; k if TIED
+    k_scales: Scales
+    v_scales: Scales
     full: gl.shared_memory_descriptor  # [STAGES, 1]
     empty: gl.shared_memory_descriptor
     STAGES: gl.constexpr
@@ -40,11 +89,28 @@ class Ring:
 
     @gluon.constexpr_function
     def __init__(
-        self, k, r, v, full, empty, STAGES, HEADS, BLOCK_N, TIED, HAS_ROPE, TMA, CP_ASYNC, PREFETCH
+        self,
+        k,
+        r,
+        v,
+        k_scales,
+        v_scales,
+        full,
+        empty,
+        STAGES,
+        HEADS,
+        BLOCK_N,
+        TIED,
+        HAS_ROPE,
+        TMA,
+        CP_ASYNC,
+        PREFETCH,
     ):
         self.k = k
         self.r = r
         self.v = v
+        self.k_scales = k_scales
+        self.v_scales = v_scales
         self.full = full
         self.empty = empty
         self.STAGES = gl.constexpr(STAGES)
@@ -69,14 +135,19 @@ class Ring:
         mbarrier.arrive(self.empty.index(n % self.STAGES))
 
     @gluon.jit
+    def tile(self, n, h):
+        """Which of the ring's tiles is head h of tile n."""
+        return n % self.STAGES * self.HEADS + h
+
+    @gluon.jit
     def keys(self, n, h):
         """``[BLOCK_N, K_WIDTH]`` of head h of tile n."""
-        tile = self.k.index(n % self.STAGES * self.HEADS + h)
+        tile = self.k.index(self.tile(n, h))
         return tile.reshape([self.BLOCK_N, tile.shape[3]])
 
     @gluon.jit
     def values(self, n, h):
-        tile = self.v.index(n % self.STAGES * self.HEADS + h)
+        tile = self.v.index(self.tile(n, h))
         return tile.reshape([self.BLOCK_N, tile.shape[3]])
 
     @gluon.jit
@@ -202,16 +273,20 @@ def row_layout(num_warps):
 
 
 @gluon.jit
-def load_queries(queries, q, r, work, i, b, item, HAS_ROPE: gl.constexpr):
-    """The query rows of an item into stage i of ``queries``; rows past the last are 0."""
+def load_queries(ring, queries, q, r, work, i, b, item):
+    """The query rows of an item into stage i of ``queries``; rows past the last are 0.
+
+    Where threads copy every tile, the fence of the item's first is one for the queries too.
+    """
     queries.wait_empty(i)
     for h in gl.static_range(queries.HEADS):
         stage = i % queries.STAGES * queries.HEADS + h
         head = queries.head(item, h)
         load_rows(queries.q.index(stage), queries, q, work, b, item, head)
-        if HAS_ROPE:
+        if ring.HAS_ROPE:
             load_rows(queries.r.index(stage), queries, r, work, b, item, head)
-    fence_async_shared()
+    if ring.TMA:
+        fence_async_shared()
     mbarrier.arrive(queries.full.index(i % queries.STAGES))
 
 
@@ -255,7 +330,8 @@ def load_by_tma(work, ring, queries, pages, q, r, k, rope, v, k_desc, rope_desc,
     i = 0
     while t < work.stop:
         b, base, item, begin, end, first, length, _, _ = work.next(t, b, base)
-        load_queries(queries, q, r, work, i, b, item, ring.HAS_ROPE)
+        if queries.BLOCK_M >= 64:  # beside the state of the loop, so many rows are spilled
+            load_queries(ring, queries, q, r, work, i, b, item)
         for tile in range(begin, end):
             if ring.PREFETCH > 0:
                 stop = gl.minimum(length, end * ring.BLOCK_N)
@@ -288,6 +364,8 @@ def load_by_tma(work, ring, queries, pages, q, r, k, rope, v, k_desc, rope_desc,
                     if ring.HAS_ROPE:
                         rotated = ring.r.index(stage).slice(j * ROWS, ROWS, 1)
                         tma.async_copy_global_to_shared(rope_desc, [ids[j], at, 0], full, rotated)
+            if queries.BLOCK_M < 64 and tile == begin:  # the unit copies that tile meanwhile
+                load_queries(ring, queries, q, r, work, i, b, item)
             n += 1
         i += 1
         t += end - begin
@@ -308,7 +386,7 @@ def load_by_threads(work, ring, queries, pages, q, r, k, rope, v):
     i = 0
     while t < work.stop:
         b, base, item, begin, end, first, length, _, _ = work.next(t, b, base)
-        load_queries(queries, q, r, work, i, b, item, ring.HAS_ROPE)
+        load_queries(ring, queries, q, r, work, i, b, item)
         for tile in range(begin, end):
             if ring.PREFETCH > 0:
                 stop = gl.minimum(length, end * ring.BLOCK_N)
@@ -317,16 +395,18 @@ def load_by_threads(work, ring, queries, pages, q, r, k, rope, v):
             copy_tile(ring, queries, pages, k, rope, v, n, b, item, tile, first, length)
             n += 1
             if n - sent > AHEAD:
-                async_copy.wait_group(AHEAD)
+                if ring.CP_ASYNC:
+                    async_copy.wait_group(AHEAD)
                 fence_async_shared()
                 mbarrier.arrive(ring.full.index(sent % ring.STAGES))
                 sent += 1
-        # The next item's queries wait for consumers, which wait for these tiles.
-        async_copy.wait_group(0)
-        fence_async_shared()
-        while sent < n:
-            mbarrier.arrive(ring.full.index(sent % ring.STAGES))
-            sent += 1
+        if AHEAD > 0:
+            # The next item's queries wait for consumers, which wait for these tiles.
+            async_copy.wait_group(0)
+            fence_async_shared()
+            while sent < n:
+                mbarrier.arrive(ring.full.index(sent % ring.STAGES))
+                sent += 1
         i += 1
         t += end - begin
 
@@ -348,11 +428,14 @@ def copy_tile(ring, queries, pages, k, rope, v, n, b, item, tile, first, length)
     for h in gl.static_range(ring.HEADS):
         head = queries.head(item, h)
         copy_rows(ring, ring.keys(n, h), k, page, token, head, needed)
+        ring.k_scales.copy(ring.tile(n, h), page, token, head, needed)
         if not ring.TIED:
             copy_rows(ring, ring.values(n, h), v, page, token, head, needed)
+            ring.v_scales.copy(ring.tile(n, h), page, token, head, needed)
     if ring.HAS_ROPE:
         copy_rows(ring, ring.rope_keys(n), rope, page, token, item * 0, needed)
-    async_copy.commit_group()
+    if ring.CP_ASYNC:
+        async_copy.commit_group()
 
 
 @gluon.jit

@@ -183,11 +183,12 @@ def store_rows(
     query_len,
     results,
     AXIS: gl.constexpr,
+    SUMS: gl.constexpr,
 ):
     """The rows of one head of an item: the result if ``whole``, else a part in the workspace.
 
     ``o`` has the rows along ``AXIS`` and the columns ``d`` along the other; ``row`` counts within
-    the head ``head``, which is head h of the item.
+    the head ``head``, which is head h of the item. ``SUMS``: with their maximum and sum.
     """
     GROUP: gl.constexpr = results.GROUP
     VALUE_DIM: gl.constexpr = results.VALUE_DIM
@@ -200,13 +201,15 @@ def store_rows(
         x = (o / gl.expand_dims(total, 1 - AXIS)).to(results.out.dtype.element_ty)
         pointers = gl.expand_dims(at * VALUE_DIM, 1 - AXIS) + gl.expand_dims(d, AXIS)
         gl.store(results.out + pointers, x, mask=mask)
-        gl.store(results.lse + at, natural_lse(m, l), mask=real)
+        if SUMS:
+            gl.store(results.lse + at, natural_lse(m, l), mask=real)
     else:
         i = token * (results.HEADS * GROUP) + h * GROUP + row % GROUP
         i = i % results.PART_M
         sums = results.partial_sums + slot * (2 * results.PART_M) + i
-        gl.store(sums, m, mask=real)
-        gl.store(sums + results.PART_M, l, mask=real)
+        if SUMS:
+            gl.store(sums, m, mask=real)
+            gl.store(sums + results.PART_M, l, mask=real)
         at = (slot * results.PART_M + i) * results.WIDTH
         pointers = gl.expand_dims(at, 1 - AXIS) + gl.expand_dims(d, AXIS)
         gl.store(results.partial_out + pointers, o, mask=mask)

@@ -6,12 +6,28 @@ from ridgeline.ops.common import device, hopper_config
 from ridgeline.ops.common.hopper_config import HopperConfig
 
 
-def config_for(q: Tensor, k_cache: Tensor, value_dim: int) -> HopperConfig:
+def config_for(
+    q: Tensor,
+    k_cache: Tensor,
+    value_dim: int,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> HopperConfig:
     """The tiling of a call, from its shapes alone."""
     _, query_len, heads, dim = q.shape
     kv_heads = k_cache.shape[2]
     rows = query_len * heads // kv_heads
-    return hopper_config.decode_config(rows, kv_heads, dim, dim, 0, value_dim, tied=False)
+    return hopper_config.decode_config(
+        rows,
+        kv_heads,
+        dim,
+        dim,
+        0,
+        value_dim,
+        tied=False,
+        k_blocks=hopper_config.blocks(k_scale),
+        v_blocks=hopper_config.blocks(v_scale),
+    )
 
 
 def unsupported(
@@ -19,7 +35,8 @@ def unsupported(
 ) -> str | None:
     """Why this implementation cannot run the call, or ``None``."""
     return hopper_config.unsupported(
-        q, [k_scale, v_scale], lambda: config_for(q, k_cache, v_cache.shape[3])
+        q,
+        lambda: config_for(q, k_cache, v_cache.shape[3], k_scale, v_scale),
     )
 
 
@@ -75,5 +92,5 @@ def paged_decode(
         num_splits=num_splits,
         out=out,
         lse=lse,
-        config=config or config_for(q, k_cache, v_cache.shape[3]),
+        config=config or config_for(q, k_cache, v_cache.shape[3], k_scale, v_scale),
     )

@@ -6,7 +6,9 @@ from ridgeline.ops.common import device, hopper_config
 from ridgeline.ops.common.hopper_config import HopperConfig
 
 
-def config_for(q_nope: Tensor, q_rope: Tensor, state_cache: Tensor) -> HopperConfig:
+def config_for(
+    q_nope: Tensor, q_rope: Tensor, state_cache: Tensor, state_scale: Tensor | None = None
+) -> HopperConfig:
     """The tiling of a call, from its shapes alone."""
     _, query_len, heads, nope_dim = q_nope.shape
     state_heads, state_dim = state_cache.shape[2:]
@@ -18,6 +20,7 @@ def config_for(q_nope: Tensor, q_rope: Tensor, state_cache: Tensor) -> HopperCon
         q_rope.shape[3],
         state_dim,
         tied=True,
+        k_blocks=hopper_config.blocks(state_scale),
     )
 
 
@@ -26,7 +29,8 @@ def unsupported(
 ) -> str | None:
     """Why this implementation cannot run the call, or ``None``."""
     return hopper_config.unsupported(
-        q_nope, [state_scale], lambda: config_for(q_nope, q_rope, state_cache)
+        q_nope,
+        lambda: config_for(q_nope, q_rope, state_cache, state_scale),
     )
 
 
@@ -76,7 +80,7 @@ def tied_decode(
         block_table,
         cache_seqlens,
         k_scale=state_scale,
-        v_scale=state_scale,
+        v_scale=None,
         softmax_scale=softmax_scale,
         causal=causal,
         window_left=-1,
@@ -85,5 +89,5 @@ def tied_decode(
         num_splits=num_splits,
         out=out,
         lse=lse,
-        config=config or config_for(q_nope, q_rope, state_cache),
+        config=config or config_for(q_nope, q_rope, state_cache, state_scale),
     )

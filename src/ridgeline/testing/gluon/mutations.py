@@ -106,7 +106,11 @@ def _deps(call: ast.Call) -> ast.expr:
     deps = _argument(call, 1, "deps")
     if isinstance(deps, ast.List | ast.Tuple) and len(deps.elts) == 1:
         return deps.elts[0]
-    return ast.Call(ast.Name("tuple", ast.Load()), [deps], [])
+    waited = ast.parse(
+        "(lambda deps: deps[0] if len(deps) == 1 else tuple(deps))()", mode="eval"
+    ).body
+    waited.args = [deps]
+    return waited
 
 
 _bar, _copy = hopper.mbarrier, hopper.async_copy
