@@ -221,3 +221,48 @@ def validate(
     files.write_records([report.serving_record(p) for p in found], csv, json)
     kernel_records = [report.kernel_record(case) for case in published.KERNEL_CASES]
     files.write_records(kernel_records, kernels_csv, None)
+
+
+@plan_app.command()
+def measure(
+    variants: Annotated[
+        str, typer.Option(help="As --variant of show; comma-separated.")
+    ] = "gqa-8,gta-8,gla-2",
+    layers: Annotated[int, typer.Option(help="Decoder layers.", min=1)] = 4,
+    hidden: Annotated[int, typer.Option(help="Width of the model.", min=1)] = 2048,
+    intermediate: Annotated[int, typer.Option(help="Width of the MLP.", min=1)] = 5632,
+    heads: Annotated[int, typer.Option(help="Query heads.", min=1)] = 32,
+    head_dim: Annotated[int, typer.Option(help="Width of a head.", min=2)] = 64,
+    vocab: Annotated[int, typer.Option(help="Vocabulary.", min=2)] = 8192,
+    length: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 4096,
+    steps: Annotated[int, typer.Option(help="Decode steps that are timed.")] = 24,
+    dtype: Annotated[
+        str, typer.Option(help="bf16, fp16, fp32, or auto: what torch multiplies faster.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option(help="Threads; 0 for torch's default.", min=0)] = 0,
+    csv: Csv = None,
+    json: Json = None,
+) -> None:
+    """Plan steps of `generate` from roofs measured in the same run, beside their time."""
+    from ridgeline.bench import arguments, files, table
+    from ridgeline.roofline import measure, report
+
+    arguments.set_threads(threads)
+    files.prepare(csv, json)
+    options = measure.MeasureOptions(
+        variants=arguments.names(variants),
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        head_dim=head_dim,
+        vocab=vocab,
+        length=length,
+        steps=steps,
+        dtype=dtype,
+    )
+    console = table.console()
+    with console.status("measuring"):
+        records = [measure.record(p, options) for p in measure.run(options)]
+    console.print(report.measured_table(records))
+    files.write_records(records, csv, json)

@@ -206,3 +206,11 @@ def kernel_table(cases: Sequence[published.KernelCase]) -> Grid:
         for case in cases
     ]
     return grid(("decode kernel", "", "planned", "published", "error"), rows)
+
+
+def measured_table(records: Sequence[Record]) -> Grid:
+    """Of ``measure.record``: plan and step, then what the plan was made from."""
+    hidden = ("length", "layers", "dtype", "parameters", "cache_bytes_per_token")
+    columns = [x for x in records[0] if x not in hidden]
+    titles = [x.replace("_", "\n") for x in columns]
+    return grid(titles, ([str(r[x]) for x in columns] for r in records))
