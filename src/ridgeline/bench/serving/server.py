@@ -86,7 +86,10 @@ def _await(process: subprocess.Popen, url: str, log: Path, timeout: float) -> No
 
 
 def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    """The last lines, after those that name an error: the engine's cause is far above its end."""
+    lines = log.read_text(errors="replace").splitlines()
+    causes = [line for line in lines[:-10] if "Error: " in line]
+    return "\n".join([*dict.fromkeys(causes[-5:]), *lines[-10:]])
 
 
 def end_with_parent() -> None:
