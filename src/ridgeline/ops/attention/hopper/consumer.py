@@ -75,15 +75,19 @@ class Results:
 
     out: gl.tensor
     lse: gl.tensor
+    spoilt: gl.tensor  # how many rows are not finite, if COUNT
     HEADS: gl.constexpr
     VALUE_DIM: gl.constexpr
+    COUNT: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, out, lse, HEADS, VALUE_DIM):
+    def __init__(self, out, lse, spoilt, HEADS, VALUE_DIM, COUNT):
         self.out = out
         self.lse = lse
+        self.spoilt = spoilt
         self.HEADS = gl.constexpr(HEADS)
         self.VALUE_DIM = gl.constexpr(VALUE_DIM)
+        self.COUNT = gl.constexpr(COUNT)
 
     @gluon.jit
     def store(self, work, item, first, os, m, l):
@@ -105,6 +109,10 @@ class Results:
         x = (o / total[:, None]).to(self.out.dtype.element_ty)
         pointers = self.out + (at * self.VALUE_DIM)[:, None] + d[None, :]
         gl.store(pointers, x, mask=real[:, None] & (d < self.VALUE_DIM)[None, :])
+        if self.COUNT:
+            bad = gl.sum(o * 0.0, 1) != 0.0  # NaN of a row with an element that is not finite
+            one = gl.full([ROWS], 1, gl.int32, rows)
+            gl.atomic_add(self.spoilt + one * 0, one, mask=bad & real, sem="relaxed")
 
     @gluon.jit
     def rows(self, work, item, first, layout: gl.constexpr):

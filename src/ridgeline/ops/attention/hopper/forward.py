@@ -1,14 +1,22 @@
 """The forward kernel on Hopper and its launch: a producer warp and one or two consumers."""
 
+import torch
 from torch import Tensor
 
-from ridgeline.ops.attention.hopper.config import L2_BYTES, ForwardConfig, forward_config
+from ridgeline.ops.attention.hopper.careful import careful_kernel
+from ridgeline.ops.attention.hopper.config import L2_BYTES, ROWS, ForwardConfig, forward_config
 from ridgeline.ops.attention.hopper.consumer import Results, Scores, Turns, attend
 from ridgeline.ops.attention.hopper.ring import make_ring
 from ridgeline.ops.attention.hopper.tensors import descriptors, readable
 from ridgeline.ops.attention.hopper.work import Work
 from ridgeline.ops.attention.tiles import Problem
-from ridgeline.ops.common.device import as_tuned, launcher, pieces, processors
+from ridgeline.ops.common.device import (
+    as_tuned,
+    launcher,
+    next_power_of_2,
+    pieces,
+    processors,
+)
 from ridgeline.ops.common.gluon import gl, gluon
 from ridgeline.ops.common.hopper import barriers
 
@@ -58,6 +66,7 @@ def hopper_forward_kernel(
     v1,
     out,
     lse,
+    spoilt,
     cu_q,
     cu_k,
     stride_cuq,
@@ -134,7 +143,8 @@ def hopper_forward_kernel(
     scores = Scores(
         gl.to_tensor(factor), gl.to_tensor(scale), gl.to_tensor(softcap), SOFTCAP, SCALED
     )
-    results = Results(out, lse, HEADS, VALUE_DIM)
+    COUNT: gl.constexpr = PACKED or LEFT or RIGHT or TREE
+    results = Results(out, lse, spoilt, HEADS, VALUE_DIM, COUNT)
     load = (work, queries, keys, values, q0, q1, k0, k1, v0, v1)
     # A number is a constant only where it stands in the tuple that is given to a partition.
     first = (work, queries, keys, values, turns, scores, results, 0)
@@ -193,29 +203,30 @@ def forward(
     problem = Problem(q, k, v, *layout, *options, group=config.pack)
     heads = q.shape[-2]
     entities = heads // config.pack
-    _, _, *numbers = problem.layout
+    constants = {name: problem.constants[name] for name in CONSTANTS}
+    constants |= {"GROUP": heads // k.shape[-2], "HEADS": heads}
+    starts = (cu_seqlens_q, cu_seqlens_k)
+    numbers = (*(lse if x is None else x for x in starts), *problem.layout[2:], *problem.options)
+    # Whether a tile may have keys that some row of it does not see.
+    masked = any(constants[name] for name in ("PACKED", "LEFT", "RIGHT", "TREE"))
+    spoilt = torch.zeros(1, dtype=torch.int32, device=q.device) if masked else lse
     for ends, lists, *band, row_tiles in problem.bands(config.block_m, config.block_n):
-        programs = min(processors(q), row_tiles * entities)
-        hopper_forward_kernel[(programs,)](
-            *descriptors(q, 64 // config.pack, config.pack),
+        hopper_forward_kernel[(min(processors(q), row_tiles * entities),)](
+            *descriptors(q, ROWS // config.pack, config.pack),
             *descriptors(k, config.block_n),
             *descriptors(v, config.block_n),
             out,
             lse,
-            lse if cu_seqlens_q is None else cu_seqlens_q,
-            lse if cu_seqlens_k is None else cu_seqlens_k,
+            spoilt,
             *numbers,
-            *problem.options,
             lse if ends is None else ends,
             lse if lists is None else lists,
             *band,
             row_tiles,
             entities,
             section(k, v, batch, heads // k.shape[-2] // config.pack, entities),
-            **{name: problem.constants[name] for name in CONSTANTS},
+            **constants,
             PACK=config.pack,
-            GROUP=heads // k.shape[-2],
-            HEADS=heads,
             K_COLUMNS=columns(q),
             V_COLUMNS=columns(v),
             CONSUMERS=config.consumers,
@@ -224,6 +235,25 @@ def forward(
             PING_PONG=config.ping_pong and config.consumers > 1,
             CONSUMER_REGS=config.consumer_regs,
             PRODUCER_REGS=config.producer_regs,
+            num_warps=4,
+        )
+    if masked:
+        ends, *strides = problem.ends()
+        careful_kernel[(min(processors(q), lse.numel()),)](
+            q,
+            k,
+            v,
+            out,
+            spoilt,
+            lse.numel(),
+            *numbers,
+            lse if ends is None else ends,
+            *strides,
+            *(stride for x in (q, k, v) for stride in problem.strides(x)),
+            **constants,
+            DIM=q.shape[-1],
+            WIDTH=max(16, next_power_of_2(q.shape[-1])),
+            VALUE_WIDTH=max(16, next_power_of_2(v.shape[-1])),
             num_warps=4,
         )
 
