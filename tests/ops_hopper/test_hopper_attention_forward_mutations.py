@@ -28,7 +28,7 @@ def test_no_synchronising_line_is_idle() -> None:
 
     # Whose turn it is decides speed alone: nobody waits for data there.
     found = [m for m in found_by(check) if m.function.__qualname__ != "Turns.wait"]
-    assert len(found) > 20
+    assert len(found) >= 20
     check(1)
     for seeds in (range(5), range(5, 20)):
         found = [m for m in found if outcome(check, m, seeds).caught is None]

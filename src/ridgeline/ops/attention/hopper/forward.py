@@ -163,7 +163,7 @@ def config_for(q: Tensor, k: Tensor, v: Tensor, batch: int) -> ForwardConfig:
     """The tiling of a call, from shapes alone."""
     rows = q.shape[-3] if q.dim() == 4 else -(-q.shape[0] // max(batch, 1))
     group = q.shape[-2] // k.shape[-2]
-    return as_tuned("forward", forward_config(q.shape[-1], v.shape[-1], rows, group))
+    return as_tuned("hopper_forward", forward_config(q.shape[-1], v.shape[-1], rows, group))
 
 
 @launcher
