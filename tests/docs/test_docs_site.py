@@ -65,6 +65,14 @@ def test_public_names_have_their_place(articles, page):
         assert re.search(rf'id="{re.escape(API[page])}\.{name}[".]', article), name
 
 
+def test_commands_are_listed_with_their_options(articles):
+    text = re.sub(r"<[^>]+>", "", articles["commands/index.html"])
+    for name in ("ridgeline demo", "ridgeline bench decode", "ridgeline plan search"):
+        assert name in text
+    assert "--num-latent-heads" not in text
+    assert "--latent-heads" in text
+
+
 def test_markdown_is_understood(articles):
     """No list, table, mathematics or directive is left as it was written."""
     left = re.compile(r"<p>[^<]*\n[-|] |\\\(|\\\[|\$[^$<\s]+\$|:::|--8<--")

@@ -59,6 +59,15 @@ def test_switch_hugging_face(printed):
     assert numbers(r"packed against alone: ([\d.e+-]+)", text)[0] < 1e-4
 
 
+def test_plan_cluster(printed):
+    text = printed("plan_cluster")
+    rows = re.findall(r"^(mla|gla-\d) +(TP\d\S*) +(\d+) ", text, re.MULTILINE)
+    assert len(rows) == 3 * 4  # TP8 to TP1,DP8
+    throughput = [int(row[2]) for row in rows]
+    assert throughput == sorted(throughput, reverse=True)
+    assert numbers(r"of which weights ([\d.]+)", text)[0] > 0
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_examples_are_introduced_and_run(path):
     docstring = ast.get_docstring(ast.parse(path.read_text("utf-8")))
