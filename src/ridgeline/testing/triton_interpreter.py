@@ -5,6 +5,8 @@ from functools import cache
 from math import prod
 from typing import Any
 
+import numpy as np
+import torch
 import triton.language.core as core
 import triton.runtime.interpreter as interpreter
 
@@ -17,6 +19,7 @@ def prepare() -> None:
     _language_is_patched_once()
     _unread_checks_are_off()
     _types_are_made_once()
+    _e4m3_is_rounded()
 
 
 def _scalars_are_indices() -> None:
@@ -103,3 +106,16 @@ def _types_are_made_once() -> None:
         lambda self: vars(self).get("name") or f"<{self.shape}, {self.element_ty}>",
         lambda self, name: vars(self).update(name=name),
     )
+
+
+def _e4m3_is_rounded() -> None:
+    """Casts to e4m3 lose the carry of a mantissa that rounds up, and do not round half to even."""
+    convert = interpreter._convert_float
+
+    def convert_float(x: np.ndarray, given: Any, wanted: Any, rounding_mode: Any) -> np.ndarray:
+        if (given, wanted) != (core.float32, core.float8e4nv):
+            return convert(x, given, wanted, rounding_mode)
+        values = torch.from_numpy(x.view(np.float32).copy()).clamp(-448.0, 448.0)  # saturated
+        return values.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+    interpreter._convert_float = convert_float

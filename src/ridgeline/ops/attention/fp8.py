@@ -8,8 +8,8 @@
 Block scales and incoherent processing as in FlashAttention-3 (Shah et al., arXiv 2407.08608,
 section 3.3); random signs times a Hadamard matrix as in QuIP (Chee et al., arXiv 2307.13304).
 
->>> q, k = (fp8.incoherent(x, seed=1) for x in (q, k))
->>> (q, q_scale), (k, k_scale), (v, v_scale) = (fp8.quantize(x, per=128) for x in (q, k, v))
+>>> (q, q_scale), (k, k_scale) = (fp8.quantize(x, per=128, seed=1) for x in (q, k))
+>>> v, v_scale = fp8.quantize(v, per=128)
 >>> out = attention(q, k, v, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
 """
 
@@ -20,17 +20,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ridgeline.ops.attention import reference
-from ridgeline.ops.common import check
+from ridgeline.ops.common import check, device
+from ridgeline.ops.common.dispatch import Impl, pick
 
 LARGEST = 448.0  # of float8_e4m3fn
 P_SCALE = 2.0**8  # of probabilities, at most 1, before they are rounded to e4m3
+TRITON_BLOCK = 1 << 15  # elements of rows in the registers of one program
 WAYS = ("tensor", "head", "sequence")
 
 Per = Literal["tensor", "head", "sequence"] | int
 
 
 def quantize(
-    x: Tensor, per: Per = "tensor", *, cu_seqlens: Tensor | None = None
+    x: Tensor,
+    per: Per = "tensor",
+    *,
+    cu_seqlens: Tensor | None = None,
+    rope: tuple[Tensor, Tensor] | None = None,
+    seed: int | None = None,
+    impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """``x`` in float8_e4m3fn, and the scales to multiply it by: ``amax / 448`` each.
 
@@ -46,27 +54,49 @@ def quantize(
             - ``"sequence"``: each head of each sequence, ``[B, h]``
             - a power of two n: each head of each n rows, ``[B, ceil(L / n), h]``; not packed
         cu_seqlens: ``[B + 1]`` int32, of packed ``x``, needed for ``"sequence"``.
+        rope: cosines and sines of positions, float32 ``[B, L, d / 2]`` or packed
+            ``[total, d / 2]``, by which ``x`` is turned first, dim i with dim ``i + d / 2``.
+        seed: if given, ``x`` is then rotated as by ``incoherent``; d is a power of two.
+        impl: "auto", "reference" or "triton". Turning, rotating and scaling are float32 arithmetic
+            without a rounding between (float64 for float64); "triton" does it in one pass over
+            ``x`` for blocks of rows, in two for larger parts. Compiled code is the reference's.
 
     Returns:
         Values in the shape of ``x`` and float32 scales. Not differentiable.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype or value. On the CPU
-            also an inf or NaN in ``x``; elsewhere, and while compiling, where that would wait for
-            the device, what shares its scale dequantizes to NaN.
+        TypeError, ValueError: an argument has the wrong type, shape, dtype or value, or ``impl``
+            does not support the call. On the CPU also an inf or NaN in ``x``; elsewhere, and while
+            compiling, where that would wait for the device, what shares its scale dequantizes to
+            NaN.
     """
     check.tensor("x", x)
     check.dtype("x", x, check.FLOATS)
     _check_rows(x, cu_seqlens)
+    _check_per(per, x, cu_seqlens)
+    _check_rope(rope, x)
+    signs = None
+    if seed is not None:
+        check.count("seed", seed)
+        _check_power_of_two(x)
+        signs = _signs(seed, x.shape[-1]).to(x.device)
     x = x.detach()
-    x = x if x.dtype == torch.float64 else x.float()
-    amax = _amax(x.abs().amax(-1), per, cu_seqlens)
-    scale = (amax / LARGEST).clamp(min=torch.finfo(torch.float32).tiny).float()
-    scale = scale.masked_fill(amax == 0, 1.0)
+    match pick(check.name_of_impl(impl), {
+        "triton": lambda: _no_triton(x, interpret=impl == "triton"),
+        "reference": lambda: None,
+    }):  # fmt: skip
+        case "triton":
+            values, scale = _quantize_by_triton(x, per, cu_seqlens, rope, signs)
+        case "reference":
+            x = x if x.dtype == torch.float64 else x.float()
+            x = x if rope is None else _turn(x, *rope)
+            x = x if signs is None else _hadamard(x * signs)
+            scale = _scales(_amax(x.abs().amax(-1), per, cu_seqlens))
+            # No need to saturate: rounding lifts no quotient to 464, where e4m3 would overflow.
+            values = (x / _spread(scale, x, cu_seqlens).to(x.dtype)).to(check.FP8)
     if _readable(scale) and not scale.isfinite().all():
         raise ValueError("x: expected finite values of at most 448 * 2^127, got inf, NaN or more")
-    # No need to saturate: rounding lifts no quotient to 464, where e4m3 would overflow.
-    return (x / _spread(scale, x, cu_seqlens).to(x.dtype)).to(check.FP8), scale
+    return values, scale
 
 
 def dequantize(
@@ -125,13 +155,8 @@ def incoherent(
     check.count("seed", seed)
     check.flag("inverse", inverse)
     dtype = x.dtype if dtype is None else _check_dtype(dtype)
-    dim = x.shape[-1] if x.dim() else 0
-    if dim < 1 or dim & (dim - 1):
-        raise ValueError(
-            f"x: expected a last dim that is a power of two, got {dim}; rotate slices of q and k "
-            "that are, such as 128 and 64 of 192"
-        )
-    signs = _signs(seed, dim).to(x.device)
+    _check_power_of_two(x)
+    signs = _signs(seed, x.shape[-1]).to(x.device)
     y = x if x.dtype == torch.float64 else x.float()
     y = _hadamard(y) * signs if inverse else _hadamard(y * signs)
     return y.to(dtype)
@@ -203,6 +228,52 @@ def forward(
         lse[rows] = row_lse.squeeze(-1).flatten(0, 1).T
 
 
+def _quantize_by_triton(
+    x: Tensor,
+    per: Per,
+    cu_seqlens: Tensor | None,
+    rope: tuple[Tensor, Tensor] | None,
+    signs: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    from ridgeline.ops.attention.triton.quantize import quantize_rows
+
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    values = torch.empty(x.shape, dtype=check.FP8, device=x.device)
+    if isinstance(per, int) and per * device.next_power_of_2(x.shape[-1]) <= TRITON_BLOCK:
+        blocks = -(-x.shape[1] // per)
+        scale = x.new_empty(x.shape[0], blocks, x.shape[2], dtype=torch.float32)
+        quantize_rows(x, values, scale, signs, rope, per)
+        return values, scale
+    rows = x.new_empty(x.shape[:-1], dtype=torch.float32)
+    quantize_rows(x, None, rows, signs, rope, None)
+    scale = _scales(_amax(rows, per, cu_seqlens))
+    of_rows = _spread(scale, x, cu_seqlens).expand(*x.shape[:-1], 1).squeeze(-1)
+    quantize_rows(x, values, of_rows.contiguous(), signs, rope, None)
+    return values, scale
+
+
+def _no_triton(x: Tensor, interpret: bool) -> str | None:
+    """Why Triton's kernel cannot quantize ``x``, or ``None``."""
+    if torch.compiler.is_compiling():
+        return "the code is being compiled; use impl='reference', whose operations fuse"
+    if x.dtype == torch.float64:
+        return "x is bfloat16, float16 or float32, got float64; use impl='reference'"
+    if x.is_cuda and device.arch(x) < device.FP8_ARCH:
+        return f"the GPU has compute capability {device.arch(x) / 10}, expected 8.9 or newer"
+    return device.unsupported(x, x, (x.shape[-1],), interpret)
+
+
+def _scales(amax: Tensor) -> Tensor:
+    scale = (amax / LARGEST).clamp(min=torch.finfo(torch.float32).tiny).float()
+    return scale.masked_fill(amax == 0, 1.0)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """By rotary embedding: dim i with dim ``i + d / 2``."""
+    (a, b), cos, sin = x.chunk(2, -1), cos[..., None, :], sin[..., None, :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
 def _hadamard(x: Tensor) -> Tensor:
     """``x H / sqrt(d)`` by log2(d) steps of sums and differences (Fino and Algazi, 1976)."""
     dim, half = x.shape[-1], 1
@@ -242,6 +313,40 @@ def _check_rows(x: Tensor, cu_seqlens: Tensor | None) -> None:
             )
 
 
+def _check_per(per: object, x: Tensor, cu_seqlens: Tensor | None) -> None:
+    if per == "sequence" and x.dim() == 3 and cu_seqlens is None:
+        raise ValueError("cu_seqlens: expected [B + 1] int32 for per='sequence' of packed x")
+    if isinstance(per, str) and per in WAYS:
+        return
+    if isinstance(per, bool) or not isinstance(per, int) or per < 1 or per & (per - 1):
+        raise ValueError(f"per: expected {', '.join(WAYS)} or a power of two, got {per!r}")
+    if x.dim() == 3:
+        raise ValueError(f"per: expected {', '.join(WAYS)} for packed x, got {per}")
+
+
+def _check_rope(rope: object, x: Tensor) -> None:
+    if rope is None:
+        return
+    if not isinstance(rope, tuple) or len(rope) != 2:
+        raise TypeError(f"rope: expected a pair of cosines and sines, got {type(rope).__name__}")
+    if x.shape[-1] % 2:
+        raise ValueError(f"x: expected an even last dim to turn by rope, got {x.shape[-1]}")
+    for name, part in zip(("rope[0]", "rope[1]"), rope, strict=True):
+        check.tensor(name, part)
+        check.shape(name, part, (*x.shape[:-2], x.shape[-1] // 2))
+        check.dtype(name, part, (torch.float32,))
+        check.same_device(x=x, **{name: part})
+
+
+def _check_power_of_two(x: Tensor) -> None:
+    dim = x.shape[-1] if x.dim() else 0
+    if dim < 1 or dim & (dim - 1):
+        raise ValueError(
+            f"x: expected a last dim that is a power of two, got {dim}; rotate slices of q and k "
+            "that are, such as 128 and 64 of 192"
+        )
+
+
 def _check_dtype(dtype: object) -> torch.dtype:
     if dtype not in check.FLOATS:
         names = ", ".join(str(d).removeprefix("torch.") for d in check.FLOATS)
@@ -263,15 +368,9 @@ def _amax(rows: Tensor, per: Per, cu_seqlens: Tensor | None) -> Tensor:
     if per == "sequence":
         if rows.dim() == 3:
             return F.pad(rows, (0, 0, 0, 1)).amax(1)
-        if cu_seqlens is None:
-            raise ValueError("cu_seqlens: expected [B + 1] int32 for per='sequence' of packed x")
         index = _sequence_of_row(cu_seqlens, rows.shape[0])[:, None].expand(-1, heads)
         none = rows.new_zeros(cu_seqlens.shape[0] - 1, heads)
         return none.scatter_reduce(0, index, rows, "amax")
-    if isinstance(per, bool) or not isinstance(per, int) or per < 1 or per & (per - 1):
-        raise ValueError(f"per: expected {', '.join(WAYS)} or a power of two, got {per!r}")
-    if rows.dim() == 2:
-        raise ValueError(f"per: expected {', '.join(WAYS)} for packed x, got {per}")
     blocks = -(-rows.shape[1] // per)
     rows = F.pad(rows, (0, 0, 0, blocks * per - rows.shape[1]))
     return rows.unflatten(1, (blocks, per)).amax(2)
