@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
-from vllm.triton_utils import dispatcher
+from vllm.platforms import current_platform
 
 BLOCK = 16  # tokens of a page
 
@@ -39,7 +39,7 @@ def engine(path: Path, **options: object) -> Iterator[LLM]:
         llm = LLM(str(path), **(defaults | options))
     # Each start puts vLLM's kernels in place by a scan of all modules, which stumbles over those of
     # numba that n-gram drafts load. They are in place since the first.
-    dispatcher._rebind_kernels = lambda overrides: None
+    type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
     try:
         yield llm
     finally:

@@ -17,8 +17,11 @@ _builtin: dict[type[Platform], Any] = {}
 
 
 def _attn_backend_cls(
-    cls: type[Platform], selected_backend: Any, selector: Any, num_heads: int | None = None
+    cls: type[Platform],
+    selected_backend: Any,
+    attn_selector_config: Any,
+    num_heads: int | None = None,
 ) -> str:
-    if getattr(selected_backend, "name", None) == "RIDGELINE" and not selector.use_mla:
+    if getattr(selected_backend, "name", None) == "RIDGELINE" and not attn_selector_config.use_mla:
         return selected_backend.get_path()
-    return _builtin[cls](cls, selected_backend, selector, num_heads)
+    return _builtin[cls](cls, selected_backend, attn_selector_config, num_heads)
