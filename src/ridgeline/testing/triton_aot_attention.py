@@ -2,7 +2,7 @@
 
 import torch
 
-from ridgeline.ops.attention.triton import backward, forward
+from ridgeline.ops.attention.triton import backward, forward, quantize
 from ridgeline.testing.triton_aot import Calls
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -22,6 +22,7 @@ CALLS: Calls = {
         lambda: call(4, 1, 32, 80, F16, causal=False, window=1024, softcap=30.0),
     ),
     "mha-8-d256-causal": ((90,), lambda: call(8, 8, 256, 256, BF16)),
+    "quantize-8-d128-rope-rotated": ((90, 100), lambda: quantized(8, 128)),
     # Large, unrolled code without matrix units: on demand, by ``--arch``.
     "mha-8-d64-float32": ((), lambda: call(8, 8, 64, 64, F32, causal=False)),
     "mha-8-d128-float32": ((), lambda: call(8, 8, 128, 128, F32, causal=False)),
@@ -56,3 +57,11 @@ def call(
         upstream = (out, lse, q, k, v, out, lse)
         filled = (torch.empty_like(x) for x in (q, k, v))
         backward.backward(*upstream, *layout, *options, *filled)
+
+
+def quantized(heads: int, dim: int) -> None:
+    """One scale for 128 rows, after rotary embedding and the random rotation."""
+    x = torch.empty(2, 2048, heads, dim, dtype=BF16)
+    values, scales = x.to(torch.float8_e4m3fn), torch.empty(2, 16, heads)
+    angles = torch.empty(2, 2048, dim // 2)
+    quantize.quantize_rows(x, values, scales, torch.empty(dim), (angles, angles), 128)

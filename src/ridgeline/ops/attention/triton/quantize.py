@@ -49,7 +49,8 @@ def load_rows(
 ):
     """Rows of a head in float32, ``[BLOCK, WIDTH]``, turned by their positions and then at random.
 
-    ``cos`` and ``sin [..., DIM / 2]`` or None; ``signs [DIM]`` or None, DIM then 2 to the ``STEPS``.
+    ``cos`` and ``sin [..., DIM / 2]`` or None; ``signs [DIM]`` or None, then DIM is
+    2 to the ``STEPS``.
     """
     d = tl.arange(0, WIDTH)
     mask = real[:, None] & (d < DIM)[None, :]
