@@ -1,13 +1,17 @@
 """Representative launches of the Hopper attention kernels, to compile ahead of time."""
 
+import json
+import re
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from unittest import mock
 
 import torch
 from hopper_launches import BF16, PROCESSORS, recorded
 
 from ridgeline.ops.attention.hopper import forward
-from ridgeline.testing.gluon_aot import Launch
+from ridgeline.testing.gluon_aot import Launch, compiled, disassembled, resources
 
 
 def forward_call(
@@ -58,3 +62,20 @@ def launches(*names: str) -> dict[str, Launch]:
         mock.patch("ridgeline.ops.attention.tiles.lists_kernel"),
     ):
         return {name: recorded(CALLS[name]) for name in names or CALLS}
+
+
+def under_products(sass: str) -> list[int]:
+    """Exponentials between each wait that leaves products in flight and the one that does not."""
+    parts = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x", sass)
+    left = [int(part[0], 16) for part in parts[1:]]
+    found = zip(left, left[1:], parts[1:], strict=False)
+    return [part.count("MUFU.EX2") for now, later, part in found if now > 0 and later == 0]
+
+
+def report(name: str) -> dict:
+    binary = compiled(launches(name)[name])
+    return asdict(resources(binary)) | {"under_products": under_products(disassembled(binary)[1])}
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: report(name) for name in sys.argv[1:]}))

@@ -111,15 +111,20 @@ def _type(value: Any) -> str:
 
 def resources(binary: Any) -> Resources:
     """Of a compiled kernel, from its machine code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
-        file.flush()
-        usage, code = (_tool(option, file.name) for option in ("-res-usage", "-sass"))
+    usage, code = disassembled(binary)
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
     counts = dict(sorted(Counter(_OPCODE.findall(code)).items()))
     spills = sum(n for name, n in counts.items() if _has(name, "LDL") or _has(name, "STL"))
     metadata = binary.metadata
     return Resources(registers, stack, spills, metadata.shared, metadata.num_warps, counts)
+
+
+def disassembled(binary: Any) -> tuple[str, str]:
+    """What ``cuobjdump`` says of a compiled kernel: its resources, and its SASS."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        return _tool("-res-usage", file.name), _tool("-sass", file.name)
 
 
 def _tool(option: str, path: str) -> str:

@@ -1,0 +1,48 @@
+"""The forward kernel compiles without a GPU for SM90: instructions, their order, and limits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ridgeline.testing.gluon_aot import Resources
+
+# Representative launches: products, most bytes of stack (what every item starts and ends with; no
+# loop over keys reads it), exponentials of a thread for a tile of keys. Others on demand:
+# ``python -m ridgeline.testing.gluon_aot hopper_attention_launches:launches``.
+EXPECTED = {
+    "forward-128-causal": ({"64x128x16"}, 16, 64 * 128 // 128),
+    "forward-256-causal": ({"64x64x16", "64x256x16"}, 152, 64 * 64 // 128),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """Compiled anew by a process without Triton's interpreter."""
+    folder, here = tmp_path_factory.mktemp("hopper"), Path(__file__).parent
+    environment = os.environ | {"TRITON_CACHE_DIR": str(folder), "TRITON_INTERPRET": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(here.parents[1] / "src"), str(here)])
+    command = [sys.executable, here / "hopper_attention_launches.py", *EXPECTED]
+    run = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_forward_kernel_as_compiled(found: dict[str, dict], name: str) -> None:
+    products, stack, exponentials = EXPECTED[name]
+    under_products = found[name].pop("under_products")
+    kernel = Resources(**found[name])
+    assert kernel.shared <= 227 << 10
+    assert kernel.stack <= stack
+    # Three warpgroups start with what 65,536 registers allow each thread, and then share them out.
+    assert (kernel.warps, kernel.registers) == (12, 168)
+    assert kernel.count("USETMAXREG") >= 4
+    assert kernel.count("UTMALDG") > 0
+    assert kernel.count("HGMMA") == sum(kernel.count(f"HGMMA.{shape}") for shape in products) > 0
+    assert all(kernel.count(f"HGMMA.{shape}") for shape in products)
+    # Both loops of both consumers: the softmax runs while values are multiplied.
+    assert len(under_products) == 4
+    assert min(under_products) >= exponentials
