@@ -161,15 +161,16 @@ def run(options: MeasureOptions) -> list[Planned]:
 
 def plan(shape: ModelShape, label: str, rates: Rates, cached: float) -> StepCost:
     """A step of one sequence with ``cached`` tokens, from ``rates`` alone."""
+    fastest = max(rates.read, rates.gemv)
     efficiency = Efficiency(
-        linear_memory=min(1.0, rates.gemv / rates.read),
+        linear_memory=rates.gemv / fastest,
         linear_compute=1.0,
         layer_overhead=rates.overheads[label] / shape.layers,
         step_overhead=0.0,
     )
     engine = Engine(
         shape,
-        _hardware(rates.read, rates.gemm),
+        _hardware(fastest, rates.gemm),
         efficiency=efficiency,
         kernel_time=lambda _, __: rates.kernels[label],
     )
