@@ -148,14 +148,16 @@ def measure(name: str, attention: str, options: ServeBenchOptions, driver: Clien
             positions=longest,
             dtype=DTYPES[options.dtype],
         )
-        # The other variants are models of ours, which know no other attention.
-        choice = ("--attention-backend", "RIDGELINE") * (name == "gqa" and attention == OURS)
+        builtin = "FLASH_ATTN" if torch.cuda.is_available() else "CPU_ATTN"
+        choice = ("--attention-backend", builtin) if attention == ENGINE else ()
         for mib in budgets:
             with served(path, mib * MIB, longest, (*choice, *options.engine), options) as url:
                 for load in loads:
                     about = (name, attention, variant.parameters, mib * MIB)
                     rows += drive(driver, url, str(path), path, load, about, options.timeout)
-            if all(r.held is not None and r.held >= r.load.concurrency for r in rows[-2:]):
+            if all(
+                r.held is not None and r.held >= r.load.concurrency for r in rows[-2 * len(loads) :]
+            ):
                 break
     return rows
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from ridgeline.models import RidgelineConfig, RidgelineForCausalLM
 from ridgeline.models.generate import default_model
@@ -50,8 +50,6 @@ def save(
 ) -> Variant:
     """Write ``name``'s checkpoint, with tokenizer and manifest, to ``path``.
 
-    GQA is saved as transformers' Llama, which the engine's own attention can run too.
-
     Args:
         positions: the longest sequence, in tokens.
 
@@ -62,12 +60,7 @@ def save(
     found = shape.variant(name, len(tokenizer))
     sizes = found.model | {"vocab_size": len(tokenizer), "max_position_embeddings": positions}
     torch.manual_seed(0)
-    if name == "gqa":
-        del sizes["attention"]
-        model = LlamaForCausalLM(LlamaConfig(**sizes))
-    else:
-        model = RidgelineForCausalLM(RidgelineConfig(**sizes))
     tokenizer.save_pretrained(path)
-    model.to(dtype).save_pretrained(path)
+    RidgelineForCausalLM(RidgelineConfig(**sizes)).to(dtype).save_pretrained(path)
     write_manifest(path)
     return found
