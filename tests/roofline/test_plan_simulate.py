@@ -166,6 +166,16 @@ def test_a_request_longer_than_the_cache_is_refused():
         simulate(small(1), Workload((13_000,), (1,), concurrency=1), Policy())
 
 
+def test_drafts_beyond_the_end_need_no_cache():
+    """A request that fills the cache to its last token ends."""
+    of = small(1)
+    longest = of.cache_tokens // 64 * 64
+    full = Workload((longest - 50,) * 2, (50,) * 2, concurrency=2)
+    found = simulate(of, full, Policy(draft=7, acceptance=0.9))
+    assert found.preemptions == 0
+    assert found.output_tokens == 100
+
+
 def test_waves_of_the_published_queue():
     """40 of 64 requests of 12,288 tokens fit; the rest wait for a whole wave."""
     row = published.ROWS[3]

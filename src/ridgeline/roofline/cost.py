@@ -20,7 +20,7 @@ PARTIAL = 4  # bytes of an element of a split's partial output
 SPLIT_TOKENS = 64  # the fewest that a split gets
 TILE = 64  # query rows that one thread block takes
 
-KernelTime = Callable[[int, float], float | None]
+KernelTime = Callable[[int, float], float]
 """Seconds of a decode kernel over one layer: of (sequences, cached tokens of all of them)."""
 
 
@@ -197,9 +197,7 @@ class Engine:
             return 0.0
         m, kernel = self.model, self.efficiency.decode
         if self.kernel_time is not None:
-            measured = self.kernel_time(w.sequences, w.cached)
-            if measured is not None:
-                return m.layers * measured
+            return m.layers * self.kernel_time(w.sequences, w.cached)
         bandwidth = self.hardware.bandwidth * kernel.memory
         moved = self.decode_bytes(w.cached) / bandwidth
         flops = self.decode_flops(w.cached, w.query_len, kernel.tile_rows)

@@ -162,8 +162,10 @@ class Rank:
             self._preempt(self.running[-1])
 
     def _growth(self, growing: list[Request], steps: int) -> int:
+        """Pages for ``steps`` steps; what is drafted beyond a request's end is not kept."""
         tokens = steps * self.policy.query_len
-        return sum(self._pages_for(r.computed + tokens) - self._held(r) for r in growing)
+        ends = (r.computed + min(tokens, r.remaining) for r in growing)
+        return sum(self._pages_for(n) - self._held(r) for n, r in zip(ends, growing, strict=True))
 
     def _preempt(self, r: Request) -> None:
         self.running.remove(r)
