@@ -23,8 +23,8 @@ PRODUCTS = {
 }
 THROUGH_REGISTERS = {"mla-16-odd-strides", "mla-16-fp8", "mla-16-fp8-blocks"}
 # Bytes of stack of a thread, where there are any: the state between items beside the outputs of two
-# heads; addresses of elements; four scores, and addresses of four blocks' operands.
-STACK = {"gla-2-of-32-page-1": 24, "mla-16-odd-strides": 8, "mla-16-fp8-blocks": 184}
+# heads; addresses of elements, or of 32 rows; four scores, and addresses of four blocks' operands.
+STACK = {"gla-2-of-32-page-1": 24, "mla-16-odd-strides": 8, "mla-32": 8, "mla-16-fp8-blocks": 184}
 
 
 @pytest.fixture(scope="module")

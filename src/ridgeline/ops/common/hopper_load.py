@@ -267,6 +267,15 @@ class Pages:
 
 
 @gluon.constexpr_function
+def columns_at_a_time(rows, width, bits):
+    """Columns of ``rows`` that are in registers at a time: 64 bytes a thread, or 64 columns.
+
+    The loads of one piece wait for the stores of the one before.
+    """
+    return min(width, max(64, (8 << 10) * 8 // (rows * bits)))
+
+
+@gluon.constexpr_function
 def row_layout(num_warps):
     """16 bytes a thread, eight threads along 128 bytes of a row."""
     return gl.BlockedLayout([1, 8], [4, 8], [num_warps, 1], [1, 0])
@@ -293,7 +302,9 @@ def load_queries(ring, queries, q, r, work, i, b, item):
 @gluon.jit
 def load_rows(tile, queries, source, work, b, item, head):
     WIDTH: gl.constexpr = tile.shape[1]
-    PIECE: gl.constexpr = min(WIDTH, 64)
+    PIECE: gl.constexpr = columns_at_a_time(
+        queries.BLOCK_M, WIDTH, source.base.dtype.element_ty.primitive_bitwidth
+    )
     layout: gl.constexpr = row_layout(gl.num_warps())
     row = queries.rows(item, gl.SliceLayout(1, layout))
     pointers = source.at(b, row // queries.GROUP, head * queries.GROUP + row % queries.GROUP)
@@ -443,7 +454,9 @@ def copy_rows(ring, tile, cache, page, token, head, needed):
     """Copies a row of a cache for each token into a tile; 0 beyond its end and where not needed."""
     rows = cache.at(page, token, head)
     WIDTH: gl.constexpr = tile.shape[1]
-    PIECE: gl.constexpr = min(WIDTH, 64)
+    PIECE: gl.constexpr = columns_at_a_time(
+        ring.BLOCK_N, WIDTH, cache.base.dtype.element_ty.primitive_bitwidth
+    )
     layout: gl.constexpr = row_layout(gl.num_warps())
     for start in gl.static_range(0, WIDTH, PIECE):
         d = start + gl.arange(0, PIECE, gl.SliceLayout(0, layout))
