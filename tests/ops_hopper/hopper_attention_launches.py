@@ -42,15 +42,20 @@ def forward_call(
     return lambda: forward.forward(q, k, v, starts, starts, ends, *options)
 
 
+FORWARD, CAREFUL = 0, 1  # launches of a call
 CALLS = {
-    "forward-128": forward_call(128, 128),
-    "forward-128-causal": forward_call(128, 128, causal=True),
-    "forward-64-causal": forward_call(64, 64, causal=True),
-    "forward-96": forward_call(96, 96),
-    "forward-192-128-causal": forward_call(192, 128, causal=True),
-    "forward-256-causal": forward_call(256, 256, causal=True),
-    "forward-128-packed-tree": forward_call(128, 128, packed=True, tree=True),
-    "forward-128-gqa-chunk": forward_call(128, 128, 32, 8, length=33, causal=True, window=1000),
+    "forward-128": (forward_call(128, 128), FORWARD),
+    "forward-128-causal": (forward_call(128, 128, causal=True), FORWARD),
+    "forward-64-causal": (forward_call(64, 64, causal=True), FORWARD),
+    "forward-96": (forward_call(96, 96), FORWARD),
+    "forward-192-128-causal": (forward_call(192, 128, causal=True), FORWARD),
+    "forward-256-causal": (forward_call(256, 256, causal=True), FORWARD),
+    "forward-128-packed-tree": (forward_call(128, 128, packed=True, tree=True), FORWARD),
+    "forward-128-gqa-chunk": (
+        forward_call(128, 128, 32, 8, length=33, causal=True, window=1000),
+        FORWARD,
+    ),
+    "careful-256": (forward_call(256, 256, packed=True, tree=True, softcap=30.0), CAREFUL),
 }
 
 
@@ -61,7 +66,7 @@ def launches(*names: str) -> dict[str, Launch]:
         mock.patch("ridgeline.ops.attention.tiles.ends_kernel"),
         mock.patch("ridgeline.ops.attention.tiles.lists_kernel"),
     ):
-        return {name: recorded(CALLS[name]) for name in names or CALLS}
+        return {name: recorded(*CALLS[name]) for name in names or CALLS}
 
 
 def under_products(sass: str) -> list[int]:

@@ -16,8 +16,8 @@ BF16 = torch.bfloat16
 PROCESSORS = 132
 
 
-def recorded(call: Callable[[], None]) -> Launch:
-    """The launch of the Hopper kernel in a call; nothing runs."""
+def recorded(call: Callable[[], None], index: int = 0) -> Launch:
+    """The launch of the Hopper kernel in a call, or the one after ``index``; nothing runs."""
     found = []
 
     def run(self, *args, grid, warmup, **kwargs):
@@ -30,7 +30,7 @@ def recorded(call: Callable[[], None]) -> Launch:
         mock.patch("ridgeline.ops.common.triton_splits.processors", return_value=PROCESSORS),
     ):
         call()
-    return found[0]
+    return found[index]
 
 
 def tables(

@@ -25,7 +25,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder, here = tmp_path_factory.mktemp("hopper"), Path(__file__).parent
     environment = os.environ | {"TRITON_CACHE_DIR": str(folder), "TRITON_INTERPRET": "0"}
     environment["PYTHONPATH"] = os.pathsep.join([str(here.parents[1] / "src"), str(here)])
-    command = [sys.executable, here / "hopper_attention_launches.py", *EXPECTED]
+    command = [sys.executable, here / "hopper_attention_launches.py", *EXPECTED, "careful-256"]
     run = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
     return json.loads(run.stdout)
 
@@ -46,3 +46,8 @@ def test_the_forward_kernel_as_compiled(found: dict[str, dict], name: str) -> No
     # Both loops of both consumers: the softmax runs while values are multiplied.
     assert len(under_products) == 4
     assert min(under_products) >= exponentials
+
+
+def test_the_careful_kernel_as_compiled(found: dict[str, dict]) -> None:
+    assert found["careful-256"]["stack"] == 0
+    assert found["careful-256"]["registers"] <= 255

@@ -117,6 +117,8 @@ def test_reasons() -> None:
     q = torch.zeros(1, 4, 1, 64, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="impl='hopper': tensors are on cpu"):
         ridgeline.attention(q, q, q, impl="hopper")
-    assert "bfloat16 or float16, got float32" in unsupported(*[q.float()] * 3)
+    assert "got float32; use impl='triton'" in unsupported(*[q.float()] * 3)
+    eight = q.to(torch.float8_e4m3fn)
+    assert "got float8_e4m3fn; use impl='reference'" in unsupported(eight, eight, eight)
     wide = torch.zeros(1, 4, 1, 257, dtype=torch.bfloat16)
     assert "1 to 256, got 257 for v" in unsupported(q, q, wide)

@@ -37,7 +37,8 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
             return f"head dims are 1 to {MAX_DIM}, got {x.shape[-1]} for {name}"
     if q.dtype not in (torch.bfloat16, torch.float16):
         got = str(q.dtype).removeprefix("torch.")
-        return f"inputs are bfloat16 or float16, got {got}; use impl='triton'"
+        other = "triton" if q.dtype == torch.float32 else "reference"
+        return f"inputs are bfloat16 or float16, got {got}; use impl={other!r}"
     return hopper_config.no_device(q)
 
 
