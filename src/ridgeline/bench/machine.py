@@ -102,7 +102,7 @@ def _cpuinfo(key: str) -> str:
 
 def _git(*args: str) -> str:
     # Only a checkout of Ridgeline counts, not some repository that the package was installed into.
-    root = Path(__file__).parents[3]
+    root = Path(__file__).resolve().parents[3]
     if not (root / "csrc").is_dir():
         raise FileNotFoundError(root)
     return subprocess.run(

@@ -50,24 +50,32 @@ def serve_table(rows: Sequence[Row]) -> Grid:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """Output tokens a second beside GQA's under at most its budget, and beside vLLM's attention."""
+    """Output tokens a second over GQA's, with at most its budget, and over vLLM's attention."""
+    ours = [row for row in rows if row.attention == OURS]
     found = []
-    for base in rows:
-        if base.name != "gqa" or base.attention != OURS:
-            continue
-        same = [r for r in rows if (r.load, r.seen) == (base.load, base.seen)]
-        where = f"{base.cache_bytes // MIB} MiB, {_load(base)}"
-        for name in dict.fromkeys(r.name for r in same if r.attention == OURS):
-            fits = [r for r in same if r.name == name and r.cache_bytes <= base.cache_bytes]
-            if name != base.name and fits:
-                best = max(fits, key=lambda r: r.cache_bytes)
-                found.append(f"{name}: {best.rate / base.rate:.2f}x GQA's tokens/s ({where})")
-        found += [
-            f"GQA: {base.rate / r.rate:.2f}x vLLM's own attention ({where})"
-            for r in same
-            if r.attention == ENGINE and r.cache_bytes == base.cache_bytes
-        ]
+    for base in (row for row in ours if row.name == "gqa"):
+        for name in dict.fromkeys(row.name for row in ours if row.name != "gqa"):
+            if best := _within(base, [row for row in ours if row.name == name]):
+                found.append(f"{name}: {_ratio(best, base)} GQA's tokens/s ({_where(base)})")
+    for peer in (row for row in rows if row.attention == ENGINE):
+        if best := _within(peer, [row for row in ours if row.name == "gqa"]):
+            found.append(f"GQA: {_ratio(best, peer)} vLLM's own attention ({_where(peer)})")
     return found
+
+
+def _within(base: Row, rows: Sequence[Row]) -> Row | None:
+    """The row of ``base``'s load with the largest budget that is not above its own."""
+    same = [row for row in rows if (row.load, row.seen) == (base.load, base.seen)]
+    fits = [row for row in same if row.cache_bytes <= base.cache_bytes]
+    return max(fits, key=lambda row: row.cache_bytes, default=None)
+
+
+def _ratio(row: Row, base: Row) -> str:
+    return f"{row.rate / base.rate:.2f}x"
+
+
+def _where(row: Row) -> str:
+    return f"{row.cache_bytes // MIB} MiB, {_load(row)}"
 
 
 def record(row: Row) -> Record:
