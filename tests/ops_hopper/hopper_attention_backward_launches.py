@@ -84,3 +84,8 @@ CALLS = {
 
 def launches() -> dict[str, Launch]:
     return {name: recorded(**call) for name, call in CALLS.items()}
+
+
+def tested() -> dict[str, Launch]:
+    """Those of the tests: one of each kind."""
+    return {name: recorded(**CALLS[name]) for name in ("128-causal", "128-dq")}

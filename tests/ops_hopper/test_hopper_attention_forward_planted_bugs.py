@@ -1,19 +1,12 @@
-"""A few cases that find bugs planted in the forward kernel, and none in what is right.
-
-Kernels are not edited: the interpreter runs the code of a changed source, with the same lines.
-"""
+"""A few cases that find bugs planted in the forward kernel, and none in what is right."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
-from pathlib import Path
-from types import CodeType, FunctionType
-from unittest import mock
 
 import pytest
 import torch
 from hopper_attention_cases import plain, run
+from hopper_planting import planted
 
 from ridgeline.ops.common.triton import INTERPRETED
 from ridgeline.testing import violations
@@ -101,32 +94,6 @@ def problem(made: list[tuple]) -> str | None:
         if wrong:
             return wrong
     return None
-
-
-def codes(code: CodeType) -> Iterator[CodeType]:
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield constant
-            yield from codes(constant)
-
-
-@contextmanager
-def planted(module: str, right: str, wrong: str) -> Iterator[None]:
-    from ridgeline.testing.gluon.namespace import Function
-
-    path = import_module(f"ridgeline.ops.attention.hopper.{module}").__file__
-    source = Path(path).read_text()
-    assert source.count(right) == 1, f"{right!r} is not one place"
-    changed = compile(source.replace(right, wrong), path, "exec")
-    found = {(c.co_qualname, c.co_firstlineno): c for c in codes(changed)}
-
-    def code_of(fn: FunctionType) -> CodeType:
-        code = fn.__code__
-        ours = code.co_filename == path
-        return found[code.co_qualname, code.co_firstlineno] if ours else code
-
-    with mock.patch.object(Function, "code_of", staticmethod(code_of)):
-        yield
 
 
 def test_nothing_is_found_in_what_is_right(made: list[tuple]) -> None:

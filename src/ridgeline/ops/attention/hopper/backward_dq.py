@@ -95,10 +95,6 @@ def step(work, item, j, n, qs, dos, dqs, k, v, shift, delta, scores, MASKED: gl.
     dp = products(dos, all_tiles(v, n), BLOCK_M, work.BLOCK_N)
     s = warpgroup_mma_wait(V_COLUMNS, [s])
     x = logits(s, scores.scale, scores.softcap, scores.SOFTCAP, scores.SCALED)
-    if MASKED:
-        position = offset + gl.arange(0, BLOCK_M, rows)
-        seen = work.seen(item, j, position, s_layout)
-        x = gl.where(seen, x, float("-inf"))
     p = gl.exp2(x * scores.factor - shift[:, None])
     dp = warpgroup_mma_wait(0, [dp])
     v.release(n)
@@ -106,7 +102,8 @@ def step(work, item, j, n, qs, dos, dqs, k, v, shift, delta, scores, MASKED: gl.
     if scores.SOFTCAP:
         ds = ds * cap_slope(x, scores.softcap)
     if MASKED:
-        ds = gl.where(seen, ds, 0.0)
+        position = offset + gl.arange(0, BLOCK_M, rows)
+        ds = gl.where(work.seen(item, j, position, s_layout), ds, 0.0)
     pending = finished(0, add_products_in_registers(dqs, ds.to(k.x0.dtype), ks))
     k.release(n)
     return pending[: k.COLUMNS]
