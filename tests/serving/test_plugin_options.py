@@ -1,5 +1,7 @@
 """What the plugin refuses, and vLLM's own models with Ridgeline's attention."""
 
+import pickle
+
 import pytest
 import torch
 import vllm
@@ -124,6 +126,15 @@ def test_register_may_run_again():
     for _ in range(2):
         ridgeline.vllm.register()
     assert AttentionBackendEnum["RIDGELINE"].get_class() is PairedBackend
+
+
+def test_an_unpickled_choice_registers_the_plugin():
+    """As of a server's ``--attention-backend``: its engine reads it before it loads plugins."""
+    ridgeline.vllm.register()
+    chosen = AttentionBackendEnum["RIDGELINE"]
+    made, arguments = chosen.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    assert (made.__module__, arguments) == ("ridgeline.vllm", ())
+    assert pickle.loads(pickle.dumps(chosen)) is chosen
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,11 @@ vLLM finds ``register`` by the entry point group ``vllm.general_plugins`` and ca
 process. Nothing here imports vLLM before that.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
 VERSION = "0.32"
 
 
@@ -25,11 +30,21 @@ def register() -> None:
 
     if "RIDGELINE" not in AttentionBackendEnum.__members__:
         register_backend("RIDGELINE", "ridgeline.vllm.paired.PairedBackend")
+        # A process of the engine unpickles its configuration before it loads plugins.
+        AttentionBackendEnum["RIDGELINE"].__reduce_ex__ = lambda protocol: (_backend, ())
     if current_platform.is_cpu():
         honour_backend_option(type(current_platform))
     ModelRegistry.register_model(
         "RidgelineForCausalLM", "ridgeline.vllm.model:RidgelineForCausalLM"
     )
+
+
+def _backend() -> "AttentionBackendEnum":
+    """Ridgeline's member of the engine's backends, in a process that may not have it yet."""
+    register()
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    return AttentionBackendEnum["RIDGELINE"]
 
 
 def check_version() -> None:
