@@ -92,12 +92,13 @@ def careful_kernel(
                 len_k = (stop_k - start_k).to(gl.int32)
                 query = token
             else:
-                b = (token // query_len).to(gl.int32)
+                # A length of 1 is a constant, which knows no conversion.
+                len_q = gl.to_tensor(query_len)
+                len_k = gl.to_tensor(key_len)
+                b = (token // len_q).to(gl.int32)
                 start_q = token * 0
                 start_k = token * 0
-                len_q = query_len
-                len_k = key_len
-                query = token % query_len
+                query = token % len_q
             position = len_k - len_q + (query - start_q).to(gl.int32)
             wide = b.to(gl.int64)
             q_row = q + wide * stride_qb + query * stride_ql + head.to(gl.int64) * stride_qh
