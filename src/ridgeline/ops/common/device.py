@@ -24,7 +24,9 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _SHARED_BYTES = {80: 160 << 10, 86: 96 << 10, 89: 96 << 10, 90: 224 << 10, 100: 224 << 10}
 
 
-Kernel = Literal["decode", "hopper_decode", "forward", "hopper_forward", "dkdv", "dq"]
+Kernel = Literal[
+    "decode", "hopper_decode", "forward", "hopper_forward", "hopper_backward", "dkdv", "dq"
+]
 _TUNED: dict[str, dict[str, int]] = {}
 Config = TypeVar("Config")
 P = ParamSpec("P")
@@ -196,7 +198,8 @@ def tuned(kernel: Kernel, **fields: int) -> Iterator[None]:
         kernel: "decode" (``paged_decode`` and ``tied_decode`` by Triton; fields of
             ``DecodeConfig``), "hopper_decode" (fields of ``HopperConfig``; to a ``block_m`` the
             rest is chosen), or of ``attention`` "forward", "dkdv" or "dq" (fields of
-            ``AttentionConfig``) and "hopper_forward" (of ``ForwardConfig``).
+            ``AttentionConfig``) "hopper_forward" (of ``ForwardConfig``) and
+            "hopper_backward" (of ``BackwardConfig``).
         fields: a tile's sizes are powers of two of at least 16.
 
     Raises:

@@ -1,12 +1,18 @@
 """``attention`` on Hopper, in Gluon: TMA, wgmma, warp specialisation.
 
-=========  ======================================================================================
-config     what the kernels support and how they are tiled; does not import Triton
-tensors    inputs as the tensor memory unit reads them
-ring       tiles in shared memory between a producer and consumers
-work       which tiles of query rows a program computes, and over which tiles of keys each goes
-consumer   a consumer warpgroup of the forward kernel: scores, online softmax, output
-careful    rows whose result is not finite, once more
-forward    the forward kernel, its producer and its launcher
-=========  ======================================================================================
+=================  ===============================================================================
+config             what the kernels support and how they are tiled; does not import Triton
+tensors            inputs as the tensor memory unit reads them
+ring               tiles in shared memory between a producer and consumers
+work               which tiles of rows a program computes, over which tiles of keys each goes
+consumer           a consumer warpgroup of the forward kernel: scores, online softmax, output
+careful            rows whose result is not finite, once more
+forward            the forward kernel, its producer and its launcher
+backward_config    how the kernels of the gradient are tiled; does not import Triton
+backward_products  products of tiles, as both of them issue and await them
+backward_dkdv      dK and dV of a tile of keys, and what it adds to dQ
+backward_dq        dQ of a tile of query rows, where it must be the same bits every time
+backward_rows      what is computed row by row: delta before, dQ from its sums after
+backward           the launcher of the gradient
+=================  ===============================================================================
 """

@@ -10,7 +10,7 @@ from ridgeline.ops.attention.hopper.backward_rows import finish_kernel, prepare_
 from ridgeline.ops.attention.hopper.forward import section
 from ridgeline.ops.attention.hopper.tensors import descriptors, readable
 from ridgeline.ops.attention.tiles import Problem
-from ridgeline.ops.common.device import launcher, next_power_of_2, pieces, processors
+from ridgeline.ops.common.device import as_tuned, launcher, next_power_of_2, pieces, processors
 from ridgeline.ops.common.gluon import TensorDescriptor, gl
 
 
@@ -53,7 +53,7 @@ def backward(
     dim, value_dim = q.shape[-1], v.shape[-1]
     heads = q.shape[-2]
     group = heads // k.shape[-2]
-    config = config or backward_config(dim, value_dim)
+    config = config or as_tuned("hopper_backward", backward_config(dim, value_dim))
     problem = Problem(
         q,
         k,

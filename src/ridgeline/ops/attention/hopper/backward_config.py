@@ -25,15 +25,13 @@ class BackwardConfig:
 def backward_config(dim: int, value_dim: int) -> BackwardConfig:
     """The tiling of a call, from head dims alone. Nothing in it is measured yet.
 
-    128 keys, 64 a warpgroup: dK and dV of width 128 are 128 registers a thread, S and dP of 64
-    rows 32 each. Wider ones take 64 keys, and a warpgroup half of the columns of dK and dV: P and
-    dS then reach it through shared memory.
+    128 keys, 64 a warpgroup: dK and dV of width 128 are 128 registers a thread, S and dP of 64 rows
+    32 each. 128 rows would fit width 64 but for 208 bytes that a thread spills. Wider dims take 64
+    keys, and a warpgroup half of the columns of dK and dV: P and dS reach it through shared memory.
     """
     width = max(sum(device.pieces(dim)), sum(device.pieces(value_dim)))
-    if width <= 64:
-        return BackwardConfig(128, 128, 2, 2, False, 128, 3)
     if width <= 128:
-        return BackwardConfig(64, 128, 2, 2, False, 64, 3)
+        return BackwardConfig(64, 128, 2, 2, False, 128 if width <= 64 else 64, 3)
     if width <= 192:
         return BackwardConfig(64, 64, 2, 2, True, 64, 3)
     return BackwardConfig(64, 64, 2, 1, True, 32, 2)
