@@ -7,7 +7,7 @@ from ridgeline.ops.attention.hopper.backward_config import BackwardConfig, backw
 from ridgeline.ops.attention.hopper.backward_dkdv import dkdv_kernel
 from ridgeline.ops.attention.hopper.backward_dq import dq_kernel
 from ridgeline.ops.attention.hopper.backward_rows import finish_kernel, prepare_kernel
-from ridgeline.ops.attention.hopper.forward import section
+from ridgeline.ops.attention.hopper.forward import columns, section
 from ridgeline.ops.attention.hopper.tensors import descriptors, readable
 from ridgeline.ops.attention.tiles import Problem
 from ridgeline.ops.common.device import as_tuned, launcher, next_power_of_2, pieces, processors
@@ -97,8 +97,8 @@ def backward(
     options = {name: problem.constants[name] for name in names}
     options |= {
         "GROUP": group,
-        "K_COLUMNS": columns(dim),
-        "V_COLUMNS": columns(value_dim),
+        "K_COLUMNS": columns(q),
+        "V_COLUMNS": columns(v),
         "PRODUCER_REGS": config.producer_regs,
         "num_warps": config.num_warps,
     }
@@ -176,11 +176,6 @@ def backward(
                 STAGES=config.dq_stages,
                 **options,
             )
-
-
-def columns(dim: int) -> int:
-    """Tiles of columns of a dim."""
-    return 2 if pieces(dim)[1] else 1
 
 
 def dq_width(dim: int) -> int:
