@@ -1,6 +1,7 @@
 """The command line: each command imports what it needs when it runs, so that --help is fast."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -530,6 +531,68 @@ def study_quality(
 
     run_study(out_dir, study, workers=workers, on_outcome=on_outcome)
     terminal.print(report.table(outcomes))
+
+
+@study_app.command("convert")
+def study_convert(
+    out_dir: Annotated[Path, typer.Argument(help="Folder of the runs; finished ones are kept.")],
+    hidden_size: Annotated[int, typer.Option(help="Width of the models.")] = 128,
+    intermediate_size: Annotated[int, typer.Option(help="Width of the MLP.")] = 387,
+    layers: Annotated[int, typer.Option(help="Decoder layers.")] = 4,
+    heads: Annotated[int, typer.Option(help="Query heads.")] = 8,
+    kv_heads: Annotated[int, typer.Option(help="Cached heads of gqa and gta.")] = 4,
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 512,
+    context: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
+    batch: Annotated[int, typer.Option(help="Windows of a step.")] = 2,
+    steps: Annotated[int, typer.Option(help="Steps of the GQA model's training.")] = 600,
+    lr: Annotated[float, typer.Option(help="Peak of its learning rate.")] = 4e-3,
+    tune_steps: Annotated[int, typer.Option(help="Steps of fine-tuning.")] = 100,
+    tune_lr: Annotated[float, typer.Option(help="Peak of its learning rate.")] = 1e-3,
+    eval_fraction: Annotated[float, typer.Option(help="Part of the text held out.")] = 0.02,
+    csv: Csv = None,
+) -> None:
+    """Convert a small GQA model to GTA, MLA and GLA, fine-tune, and compare held-out losses."""
+    from transformers.utils import logging
+
+    from ridgeline.bench import files
+    from ridgeline.bench.table import console
+    from ridgeline.training.config import TrainConfig
+    from ridgeline.training.study import conversion
+
+    base = TrainConfig(
+        model={
+            "attention": "gqa",
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "tie_word_embeddings": True,
+        },
+        vocab_size=vocab_size,
+        context=context,
+        batch=batch,
+        steps=steps,
+        lr=lr,
+        warmup=steps // 10,
+        dtype="fp32",
+        eval_fraction=eval_fraction,
+        eval_every=steps,
+    )
+    # Another seed: the windows come in another order than they were trained on.
+    tune = replace(base, steps=tune_steps, lr=tune_lr, warmup=tune_steps // 10, seed=1)
+    logging.disable_progress_bar()
+    files.prepare(csv)
+    terminal, rows = console(), []
+
+    def on_row(row: conversion.Row) -> None:
+        rows.append(row)
+        terminal.print(", ".join(conversion.cells(row)), soft_wrap=True)
+        if csv is not None:
+            conversion.write_csv(csv, rows)
+
+    conversion.run(out_dir, base, tune, on_row)
+    terminal.print(conversion.table(rows))
 
 
 def main() -> None:

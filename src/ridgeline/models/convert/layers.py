@@ -31,21 +31,23 @@ class Converted:
 @dataclass(frozen=True)
 class Source:
     """A grouped-query layer by heads, float64: q ``[h_q, d, D]``, k and v ``[h_kv, d, D]``, and o
-    ``[D, h_q, d]``; ``root`` is of the second moment of its inputs."""
+    ``[D, h_q, d]``. ``root`` is of the second moment of its inputs, ``norm [D]`` the weight of the
+    RMSNorm that makes them."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     o: Tensor
     root: Root
+    norm: Tensor
 
     @classmethod
-    def of(cls, layer: GroupedQueryAttention, moment: Tensor) -> Self:
+    def of(cls, layer: GroupedQueryAttention, norm: Tensor, moment: Tensor) -> Self:
         def heads(weight: Tensor, dim: int) -> Tensor:
             return weight.detach().double().unflatten(dim, (-1, layer.head_dim))
 
         q, k, v = (heads(p.weight, 0) for p in (layer.q_proj, layer.k_proj, layer.v_proj))
-        return cls(q, k, v, heads(layer.o_proj.weight, 1), Root.of(moment))
+        return cls(q, k, v, heads(layer.o_proj.weight, 1), Root.of(moment), norm)
 
     @property
     def kv_head(self) -> list[int]:
@@ -69,8 +71,10 @@ def to_tied(source: Source, config: RidgelineConfig) -> Converted:
     """Weights of ``GroupedTiedAttention``.
 
     A tied state of width d holds d directions of a block's keys and values, those of the joint SVD.
-    Its basis is free, since query and output projection can undo it, head by head: the first
-    ``d - rope_dim`` dims are those that the keys use.
+    Its basis is free, since query and output projection can undo it, head by head. The state takes
+    the singular values, as values and keys had their sizes in the source, so that what query and
+    output projection take is about orthogonal: steps of an optimizer then move the function about
+    as far as before. The first ``d - rope_dim`` dims are those that the keys use.
     """
     dim, rope = config.head_dim, config.rope_dim
     nope = dim - rope
@@ -80,12 +84,14 @@ def to_tied(source: Source, config: RidgelineConfig) -> Converted:
     size = len(q) // config.num_key_value_heads
     for b, kv_heads in enumerate(source.blocks(config.num_key_value_heads)):
         ups, down = _joint(source, kv_heads, rope, rank=dim)
-        basis = torch.linalg.svd(torch.cat([k for k, _ in ups.values()]))[2]  # [dim, dim]
-        down = basis @ down
-        # As large as the values were; the other factor undoes it.
-        scale = source.v[kv_heads].norm() / len(kv_heads) ** 0.5 / down.norm()
-        down = down * scale
-        ups = {g: (k @ basis.T / scale, v @ basis.T / scale) for g, (k, v) in ups.items()}
+        stacked = torch.cat([x for pair in ups.values() for x in pair])
+        sizes = stacked.norm(dim=0)
+        sizes = sizes.clamp(min=1e-3 * sizes.max())
+        # As large as the values were.
+        sizes *= source.v[kv_heads].norm() / len(kv_heads) ** 0.5 / (sizes[:, None] * down).norm()
+        turn = torch.linalg.svd(torch.cat([k / sizes for k, _ in ups.values()]))[2]  # [dim, dim]
+        down = turn @ (sizes[:, None] * down)
+        ups = {g: (k / sizes @ turn.T, v / sizes @ turn.T) for g, (k, v) in ups.items()}
         for g, (k_up, v_up) in ups.items():
             key[g, _unturned(dim, rope)] = k_up[:, :nope] @ down[:nope]
             value[g] = v_up @ down
@@ -107,10 +113,11 @@ def to_tied(source: Source, config: RidgelineConfig) -> Converted:
 def to_latent(source: Source, config: RidgelineConfig) -> Converted:
     """Weights of ``GroupedLatentAttention`` with a full-rank query.
 
-    The latents are uncorrelated with mean square 1, so that their RMSNorm, which the source does
-    not have, changes them as little as it can. Of a query's ``d`` unrotated dims, the last
-    ``rope_dim`` meet keys of zero: the function does not depend on them, but as copies of the
-    rotated dims they give these keys a gradient.
+    The source has no RMSNorm of a latent. It changes little where a latent's size hardly changes
+    from token to token, and the inputs of a layer, less their norm's weight, are all of one size:
+    so a latent is an orthogonal projection of these, at mean square 1. Of a query's ``d`` unrotated
+    dims, the last ``rope_dim`` meet keys of zero: the function does not depend on them, but as
+    copies of the rotated dims they give these keys a gradient.
     """
     dim, rope = config.head_dim, config.rope_dim
     nope = dim - rope
@@ -121,6 +128,10 @@ def to_latent(source: Source, config: RidgelineConfig) -> Converted:
     size = len(source.q) // config.num_latent_heads
     for b, kv_heads in enumerate(source.blocks(config.num_latent_heads)):
         ups, down = _joint(source, kv_heads, rope, rank=config.latent_dim)
+        basis = _orthogonal(down, source)
+        down = basis @ down
+        undo = torch.linalg.inv(basis)
+        ups = {g: (k @ undo, v @ undo) for g, (k, v) in ups.items()}
         for g, (k, v) in ups.items():
             key[g, _unturned(dim, rope)], value[g] = k @ down, v @ down
         for h in range(b * size, (b + 1) * size):
@@ -150,6 +161,15 @@ def _turned(dim: int, rope: int) -> Tensor:
 def _unturned(dim: int, rope: int) -> Tensor:
     pairs = torch.arange(rope // 2, dim // 2)
     return torch.cat((pairs, pairs + dim // 2))
+
+
+def _orthogonal(down: Tensor, source: Source) -> Tensor:
+    """The basis ``[rank, rank]`` in which ``down`` is an orthogonal projection of normed inputs."""
+    plain = down * source.norm
+    values, vectors = torch.linalg.eigh(plain @ plain.T)
+    basis = (vectors * values.rsqrt()) @ vectors.T
+    size = (basis @ down @ source.root.half).square().sum().sqrt()
+    return basis * (len(down) ** 0.5 / size)
 
 
 def _joint(

@@ -62,7 +62,9 @@ def convert(
     kept = {k: v.clone() for k, v in model.state_dict().items() if ".self_attn." not in k}
     errors = []
     for i, layer in enumerate(model.model.layers):
-        source = Source.of(layer.self_attn, moments[i])
+        source = Source.of(
+            layer.self_attn, layer.input_layernorm.weight.detach().double(), moments[i]
+        )
         new = convert_layer(source, config)
         prefix = f"model.layers.{i}.self_attn."
         kept |= {prefix + name: x.to(model.dtype) for name, x in new.weights.items()}
