@@ -238,3 +238,15 @@ def test_a_result_holds_its_settings(finished):
     assert saved["config"]["seed"] == 1
     assert Outcome(**saved["outcome"]) == finished[1][3]
     assert torch.get_num_threads() == 1
+
+
+def test_the_documented_table_is_that_of_the_csv():
+    lines = RESULTS.read_text(encoding="utf-8").splitlines()
+    types = {field.name: field.type for field in dataclasses.fields(Outcome)}
+    outcomes = [
+        Outcome(**{name: types[name](value) for name, value in row.items()})
+        for row in csv.DictReader(line for line in lines if line[0] != "#")
+    ]
+    document = (ROOT / "docs" / "quality_study.md").read_text(encoding="utf-8")
+    rows = [f"| {' | '.join(report.cells(row))} |" for row in report.summaries(outcomes)]
+    assert "\n".join(["|---|---|---|---|---|---|---|---|---|", *rows, "\n"]) in document
