@@ -314,7 +314,7 @@ def test_a_larger_budget_is_measured_where_it_changes_something(monkeypatch) -> 
 def test_notes_compare_within_a_budget() -> None:
     def row(name: str, mib: int, rate: float, attention: str = "ridgeline") -> Row:
         load = Load(context=8, output=2, prompts=1, concurrency=1)
-        about = (name, attention, 1, mib * measure.MIB)
+        about = (name, attention, 1, mib * measure.MIB, {})
         return Row(*about, load, False, {"output_throughput": rate}, Metrics(), Metrics())
 
     rows = [row("gqa", 1, 10.0), row("gqa", 2, 20.0), row("gta", 1, 30.0), row("gla", 2, 50.0)]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -276,3 +277,16 @@ def test_bad_files_name_the_field(name, tmp_path):
 def test_one_kind_of_load():
     with pytest.raises(ValueError, match="concurrency, rate: expected one of them"):
         Workload((1,), (1,))
+
+
+@pytest.mark.parametrize("command", ["serve", "search", "validate"])
+def test_without_simpy_it_says_what_to_install(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "simpy", None)
+    result = run(command)
+    assert isinstance(result.exception, ValueError)
+    assert "pip install 'ridgeline[plan]'" in str(result.exception)
+
+
+def test_a_plan_without_a_server_needs_no_simpy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simpy", None)
+    assert run("show").exit_code == 0

@@ -204,6 +204,9 @@ def serve(
     kv_heads: Annotated[int, Option("Cached heads of GQA and GTA.")] = 8,
     latent_heads: Annotated[int, Option("Latent heads of GLA.")] = 2,
     q_rank: Annotated[int, Option("Rank of the query of MLA and GLA.")] = 512,
+    overhead: Annotated[
+        bool, Option("Serve narrow twins too, for `plan measure-serve`.", switch=True)
+    ] = False,
     engine: Annotated[str, Option("Further options of vLLM's server, as one text.")] = "",
     url: Annotated[
         str | None, Option("An endpoint that runs already, in place of servers of our models.")
@@ -235,6 +238,7 @@ def serve(
         concurrency=arguments.integers("--concurrency", concurrency),
         output=output,
         prompts=prompts,
+        overhead=overhead,
         engine=tuple(shlex.split(engine)),
     )
     out = {"csv": csv, "json": json, "plot_file": plot}

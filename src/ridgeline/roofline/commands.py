@@ -120,8 +120,9 @@ def serve(
     from ridgeline.bench import arguments, files, table
     from ridgeline.roofline import assemble, report
     from ridgeline.roofline.schedule import Policy
-    from ridgeline.roofline.simulate import simulate
+    from ridgeline.roofline.simulate import require_simpy, simulate
 
+    require_simpy()
     files.prepare(csv, json, plot)
     given = assemble.Given(model, variant, hardware, efficiency, kernels, weights, cache)
     engine = given.engine(tp, dp)
@@ -176,7 +177,9 @@ def search(
     from ridgeline.roofline import assemble, report
     from ridgeline.roofline.schedule import Policy
     from ridgeline.roofline.search import Target, rank
+    from ridgeline.roofline.simulate import require_simpy
 
+    require_simpy()
     files.prepare(csv, json)
     given = assemble.Given(model, None, hardware, efficiency, None, weights, cache)
     if concurrency is None and rate is None:
@@ -210,7 +213,9 @@ def validate(
     """The planner's predictions beside published serving tables and kernel times."""
     from ridgeline.bench import files, table
     from ridgeline.roofline import published, report
+    from ridgeline.roofline.simulate import require_simpy
 
+    require_simpy()
     files.prepare(csv, json, kernels_csv)
     console = table.console()
     with console.status("serving the published loads"):
@@ -263,6 +268,29 @@ def measure(
     )
     console = table.console()
     with console.status("measuring"):
-        records = [measure.record(p, options) for p in measure.run(options)]
+        records = [measure.record(p) for p in measure.run(options)]
+    console.print(report.measured_table(records))
+    files.write_records(records, csv, json)
+
+
+@plan_app.command("measure-serve")
+def measure_serve(
+    results: Annotated[
+        Path, typer.Argument(help="CSV file of `ridgeline bench serve --overhead`, made here.")
+    ],
+    threads: Annotated[int, typer.Option(help="Threads; 0 for torch's default.", min=0)] = 0,
+    csv: Csv = None,
+    json: Json = None,
+) -> None:
+    """Plan steps of vLLM's server from roofs and its overhead, beside their time in a file."""
+    from ridgeline.bench import arguments, files, table
+    from ridgeline.roofline import measure, measure_serve, report
+
+    arguments.set_threads(threads)
+    files.prepare(csv, json)
+    steps = measure_serve.read(results)
+    console = table.console()
+    with console.status("measuring"):
+        records = [measure.record(p) for p in measure_serve.run(steps)]
     console.print(report.measured_table(records))
     files.write_records(records, csv, json)

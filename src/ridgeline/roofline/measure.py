@@ -6,7 +6,7 @@ the time of a step of a model too narrow for bytes or FLOPs to count. Steps and 
 that a change of the machine's speed meets all of them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -98,9 +98,13 @@ class Rates:
 
 @dataclass(frozen=True)
 class Planned:
-    """One variant: the plan of a step and its measured median, in seconds."""
+    """The plan of a step of one variant and its measured median, in seconds.
+
+    ``load``: columns that say what the step is of.
+    """
 
     label: str
+    load: Mapping[str, int]
     shape: ModelShape
     cost: StepCost
     measured: float
@@ -113,7 +117,7 @@ class Planned:
 
 def this_machine() -> Hardware:
     """Its memory read and torch's GEMM rate, measured now."""
-    samples = timing.interleave(_roof_calls(torch.bfloat16), REPS)
+    samples = timing.interleave(roof_calls(torch.bfloat16), REPS)
     times = timing.medians(samples)
     return _hardware(BALLAST / times["read"], 2 * roofs.GEMM_SIZE**3 / times["gemm"])
 
@@ -124,7 +128,8 @@ def _hardware(read: float, gemm: float) -> Hardware:
     )
 
 
-def _roof_calls(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+def roof_calls(dtype: torch.dtype) -> dict[Hashable, Callable[[], object]]:
+    """Calls to time: "read" of ``BALLAST`` bytes, and "gemm" of ``roofs.GEMM_SIZE``."""
     ballast = torch.ones(BALLAST, dtype=torch.uint8)
     gemm, _ = roofs.gemm(dtype)
     calls = {"read": lambda: roofs.read(ballast), "gemm": gemm}
@@ -137,9 +142,10 @@ def run(options: MeasureOptions) -> list[Planned]:
     """Measure and plan every variant."""
     dtype = DTYPES[options.dtype_name]
     shapes = {label: options.shape(label) for label in options.variants}
-    calls = _roof_calls(dtype) | {"gemv": _gemv(options, dtype)}
+    gemv, gemv_bytes = product(options.hidden, options.intermediate, dtype)
+    calls = roof_calls(dtype) | {"gemv": gemv}
     for label, shape in shapes.items():
-        calls["kernel", label] = _kernel(shape, options.length)
+        calls["kernel", label] = kernel(shape, options.length)
         calls["overhead", label] = _Steps(_narrow(shape), 1, options.steps, dtype).next
         calls["step", label] = _Steps(shape, options.length, options.steps, dtype).next
     for call in calls.values():
@@ -147,20 +153,23 @@ def run(options: MeasureOptions) -> list[Planned]:
     times = timing.medians(timing.interleave(calls, options.steps, _clock))
     rates = Rates(
         read=BALLAST / times["read"],
-        gemv=_gemv_bytes(options, dtype) / times["gemv"],
+        gemv=gemv_bytes / times["gemv"],
         gemm=2 * roofs.GEMM_SIZE**3 / times["gemm"],
         kernels={label: times["kernel", label] for label in shapes},
         overheads={label: times["overhead", label] for label in shapes},
     )
+    load = {"length": options.length}
     cached = options.length + options.steps / 2
     return [
-        Planned(label, shape, plan(shape, label, rates, cached), times["step", label], rates)
+        Planned(label, load, shape, plan(shape, label, rates, cached), times["step", label], rates)
         for label, shape in shapes.items()
     ]
 
 
-def plan(shape: ModelShape, label: str, rates: Rates, cached: float) -> StepCost:
-    """A step of one sequence with ``cached`` tokens, from ``rates`` alone."""
+def plan(
+    shape: ModelShape, label: str, rates: Rates, cached: float, sequences: int = 1
+) -> StepCost:
+    """A step of ``sequences`` with ``cached`` tokens each, from ``rates`` alone."""
     fastest = max(rates.read, rates.gemv)
     efficiency = Efficiency(
         linear_memory=rates.gemv / fastest,
@@ -174,7 +183,7 @@ def plan(shape: ModelShape, label: str, rates: Rates, cached: float) -> StepCost
         efficiency=efficiency,
         kernel_time=lambda _, __: rates.kernels[label],
     )
-    return engine.step([Work(sequences=1, cached=cached)])
+    return engine.step([Work(sequences=sequences, cached=sequences * cached)])
 
 
 def _clock(call: Callable[[], object]) -> float:
@@ -246,44 +255,37 @@ def _narrow(shape: ModelShape) -> ModelShape:
     )
 
 
-def _kernel(shape: ModelShape, length: int) -> Callable[[], object]:
-    """The decode kernel of one layer, its cache cold."""
+def kernel(shape: ModelShape, length: int, batch: int = 1) -> Callable[[], object]:
+    """The decode kernel of one layer with ``batch`` sequences, its cache cold."""
     decode = DecodeShape(
         variant=shape.variant,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
-        batch=1,
+        batch=batch,
         length=length,
         dtype=shape.cache_dtype,
     )
     return DecodeInputs(decode, cold_bytes=machine.cold_bytes()).decode
 
 
-def _gemv_bytes(options: MeasureOptions, dtype: torch.dtype) -> int:
-    return options.hidden * options.intermediate * dtype.itemsize * _gemv_copies(options, dtype)
+def product(
+    hidden: int, intermediate: int, dtype: torch.dtype, tokens: int = 1
+) -> tuple[Callable[[], object], int]:
+    """``tokens`` through matrices of an MLP's shape, each of them cold, and the matrices' bytes."""
+    one = hidden * intermediate * dtype.itemsize
+    copies = 1 + machine.cold_bytes() // one
+    weights = torch.randn(copies, intermediate, hidden, dtype=dtype)
+    x = torch.randn(tokens, hidden, dtype=dtype)
+    return lambda: [F.linear(x, w) for w in weights], copies * one
 
 
-def _gemv_copies(options: MeasureOptions, dtype: torch.dtype) -> int:
-    """As many matrices as keep each of them cold."""
-    one = options.hidden * options.intermediate * dtype.itemsize
-    return 1 + machine.cold_bytes() // one
-
-
-def _gemv(options: MeasureOptions, dtype: torch.dtype) -> Callable[[], object]:
-    """One token through matrices of the MLP's shape."""
-    sizes = (_gemv_copies(options, dtype), options.intermediate, options.hidden)
-    weights = torch.randn(sizes, dtype=dtype)
-    x = torch.randn(1, options.hidden, dtype=dtype)
-    return lambda: [F.linear(x, w) for w in weights]
-
-
-def record(p: Planned, options: MeasureOptions) -> Record:
-    """Flat columns of one variant."""
+def record(p: Planned) -> Record:
+    """Flat columns of one plan."""
     cost, rates = p.cost, p.rates
     return {
         "variant": p.label,
-        "length": options.length,
+        **p.load,
         "layers": p.shape.layers,
         "dtype": p.shape.cache_dtype,
         "parameters": p.shape.parameters,

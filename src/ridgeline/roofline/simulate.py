@@ -7,13 +7,17 @@ middle, at most ``STRIDE`` steps.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
-import simpy
 
 from ridgeline.roofline.cost import Engine, Work
 from ridgeline.roofline.schedule import Policy, Rank, Request
 from ridgeline.roofline.workload import Workload
+
+if TYPE_CHECKING:
+    import simpy
 
 STRIDE = 256
 
@@ -53,6 +57,12 @@ class Served:
         return float(np.average(self.gaps, weights=self.gap_counts)) if len(self.gaps) else 0.0
 
 
+def require_simpy() -> None:
+    """Raises ``ValueError``, saying what to install, where there is no simpy."""
+    if find_spec("simpy") is None:
+        raise ValueError("simpy is not installed here: pip install 'ridgeline[plan]'")
+
+
 def simulate(engine: Engine, workload: Workload, policy: Policy, *, seed: int = 0) -> Served:
     """Serve every request of ``workload``; ``seed``: of arrivals and accepted drafts.
 
@@ -69,6 +79,8 @@ class _Run:
         self.ranks = [Rank(policy, engine.cache_tokens) for _ in range(engine.parallel.dp)]
         for prompt, output in zip(workload.prompts, workload.outputs, strict=True):
             self.ranks[0].check_fits(prompt, output)
+        import simpy  # of the extra `plan`; other plans do without it
+
         self.env = simpy.Environment()
         self.generator = np.random.default_rng(seed)
         self.requests: list[Request] = []
@@ -100,16 +112,16 @@ class _Run:
             requests=tuple(found),
         )
 
-    def _client(self, sizes: Iterator[tuple[int, int]]) -> Iterator[simpy.Event]:
+    def _client(self, sizes: Iterator[tuple[int, int]]) -> Iterator["simpy.Event"]:
         for prompt, output in sizes:
             yield self._submit(prompt, output)
 
-    def _arrivals(self) -> Iterator[simpy.Event]:
+    def _arrivals(self) -> Iterator["simpy.Event"]:
         for prompt, output in zip(self.workload.prompts, self.workload.outputs, strict=True):
             yield self.env.timeout(self.generator.exponential(1 / self.workload.rate))
             self._submit(prompt, output)
 
-    def _submit(self, prompt: int, output: int) -> simpy.Event:
+    def _submit(self, prompt: int, output: int) -> "simpy.Event":
         """A new request, to the ranks in turn; the event is its end."""
         r = Request(len(self.requests), self.env.now, prompt, output)
         self.requests.append(r)
@@ -119,7 +131,7 @@ class _Run:
             self.arrived.succeed()
         return self.done[r.index]
 
-    def _serve(self) -> Iterator[simpy.Event]:
+    def _serve(self) -> Iterator["simpy.Event"]:
         total = len(self.workload.prompts)
         while True:
             yield self.env.timeout(0)  # what ended now may be followed by new requests
@@ -133,7 +145,7 @@ class _Run:
                 continue
             yield from self._step()
 
-    def _step(self) -> Iterator[simpy.Event]:
+    def _step(self) -> Iterator["simpy.Event"]:
         """One step with chunks of prompts, or a block of decode steps."""
         chunks, works, decoding = [], [], []
         for rank in self.ranks:

@@ -1,6 +1,6 @@
 """A server of each model under each cache budget, loaded twice: with new prompts, and once more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -12,7 +12,7 @@ import torch
 
 from ridgeline.bench.serving import client, models, server
 from ridgeline.bench.serving.client import Client, Load, Metrics
-from ridgeline.bench.serving.models import ServedShape
+from ridgeline.bench.serving.models import NARROW, ServedShape
 from ridgeline.models.config import ATTENTIONS
 from ridgeline.ops.common import check
 from ridgeline.serving.launch import ServeOptions, Start, prepare
@@ -20,6 +20,7 @@ from ridgeline.serving.launch import ServeOptions, Start, prepare
 OURS, ENGINE = "ridgeline", "engine"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MIB = 2**20
+NARROW_CONTEXT = 64  # tokens of a narrow model's prompts: next to no cache is read
 # Without a worker process of its own, whose busy waiting would take one of few cores.
 ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -36,6 +37,8 @@ class ServeBenchOptions:
         prompts: requests of a load; as many as are under way if None.
         attention: "ridgeline", and "engine" for GQA with the engine's own attention, in the
             largest budget.
+        overhead: serve a narrow twin of each model too, whose step is what the engine costs; with
+            short prompts, as many requests under way and as many tokens asked for.
         engine: further options of the engine's server.
         timeout: seconds that a server has to start, and a load to end.
 
@@ -52,6 +55,7 @@ class ServeBenchOptions:
     concurrency: tuple[int, ...] = (8,)
     output: int = 64
     prompts: int | None = None
+    overhead: bool = False
     engine: tuple[str, ...] = ()
     timeout: float = 1800.0
 
@@ -70,22 +74,25 @@ class ServeBenchOptions:
         if self.prompts is not None:
             check.count("--prompts", self.prompts, minimum=1)
 
-    def loads(self) -> list[Load]:
+    def loads(self, narrow: bool = False) -> list[Load]:
         """Each with a seed of its own, so that none finds another's prompts in the cache."""
-        pairs = enumerate(product(self.contexts, self.concurrency))
+        contexts = (NARROW_CONTEXT,) if narrow else self.contexts
+        pairs = enumerate(product(contexts, self.concurrency))
         return [Load(n, self.output, self.prompts or many, many, i) for i, (n, many) in pairs]
 
     def served(self) -> list[tuple[str, str]]:
         """Variant and attention of every model."""
         ours = [(name, OURS) for name in self.variants if OURS in self.attention]
-        return ours + [("gqa", ENGINE)] * (ENGINE in self.attention)
+        twins = [(f"{name}{NARROW}", OURS) for name, _ in ours] if self.overhead else []
+        return ours + twins + [("gqa", ENGINE)] * (ENGINE in self.attention)
 
 
 @dataclass(frozen=True)
 class Row:
     """One load on one server.
 
-    ``cache_bytes``: the budget. ``seen``: whether the same prompts had been sent before.
+    ``cache_bytes``: the budget. ``sizes``: fields of the model's configuration, with its dtype, of
+    a model of ours. ``seen``: whether the same prompts had been sent before.
     ``result``: of the client. ``before``, ``after``: the engine's own counts.
     """
 
@@ -93,11 +100,16 @@ class Row:
     attention: str
     parameters: int | None
     cache_bytes: int | None
+    sizes: Mapping[str, str | int]
     load: Load
     seen: bool
     result: dict[str, Any]
     before: Metrics
     after: Metrics
+
+    @property
+    def is_narrow(self) -> bool:
+        return self.attention == OURS and self.name.endswith(NARROW)
 
     @property
     def rate(self) -> float:
@@ -135,7 +147,7 @@ def measure(name: str, attention: str, options: ServeBenchOptions, driver: Clien
         ValueError: vLLM is not installed, or the sizes do not fit each other.
         RuntimeError: a server did not start, or a request failed.
     """
-    loads = options.loads()
+    loads = options.loads(name.endswith(NARROW))
     longest = max(load.context for load in loads) + options.output
     budgets = sorted(options.cache_mib)[-1 if attention == ENGINE else 0 :]
     rows: list[Row] = []
@@ -148,12 +160,13 @@ def measure(name: str, attention: str, options: ServeBenchOptions, driver: Clien
             positions=longest,
             dtype=DTYPES[options.dtype],
         )
+        sizes = {**variant.model, "dtype": options.dtype}
         builtin = "FLASH_ATTN" if torch.cuda.is_available() else "CPU_ATTN"
         choice = ("--attention-backend", builtin) if attention == ENGINE else ()
         for mib in budgets:
             with served(path, mib * MIB, longest, (*choice, *options.engine), options) as url:
                 for load in loads:
-                    about = (name, attention, variant.parameters, mib * MIB)
+                    about = (name, attention, variant.parameters, mib * MIB, sizes)
                     rows += drive(driver, url, str(path), path, load, about, options.timeout)
             if all(
                 r.held is not None and r.held >= r.load.concurrency for r in rows[-2 * len(loads) :]
@@ -187,7 +200,7 @@ def drive(
     model: str,
     tokenizer: Path,
     load: Load,
-    about: tuple[str, str, int | None, int | None],
+    about: tuple[str, str, int | None, int | None, Mapping[str, str | int]],
     timeout: float,
 ) -> Iterator[Row]:
     """``load`` with new prompts, then with the same ones; ``about``: the first fields of a row."""
@@ -202,7 +215,7 @@ def measure_endpoint(
 ) -> list[Row]:
     """All loads on a server that runs already."""
     model = client.first_model(url)
-    about = (model, "", None, None)
+    about = (model, "", None, None, {})
     rows: list[Row] = []
     for load in options.loads():
         rows += drive(driver, url, model, tokenizer, load, about, options.timeout)

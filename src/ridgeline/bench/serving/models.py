@@ -1,6 +1,6 @@
 """Models of equal size to serve: random weights, which change no step's time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,8 @@ from ridgeline.models.generate import default_model
 from ridgeline.models.manifest import write_manifest
 from ridgeline.ops.common import check
 from ridgeline.training.study.shapes import StudyShape, Variant
+
+NARROW = "-narrow"  # the end of the name of a model that is there for the engine's overhead
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class ServedShape:
         check.count("--q-rank", self.q_rank, minimum=1)
 
     def variant(self, name: str, vocab_size: int) -> Variant:
+        """``name``'s sizes; with ``NARROW`` behind it as many layers with next to no bytes."""
+        if name.endswith(NARROW):
+            narrow = ServedShape(self.layers, 64, 256, 4, kv_heads=2, latent_heads=2, q_rank=32)
+            return narrow.variant(name.removesuffix(NARROW), vocab_size)
         return StudyShape(
             hidden_size=self.hidden,
             intermediate_size=self.intermediate,
@@ -53,12 +59,16 @@ def save(
     Args:
         positions: the longest sequence, in tokens.
 
+    Returns:
+        What was written; its ``model`` has the vocabulary too.
+
     Raises:
         ValueError: ``name`` is no variant, or sizes that do not fit each other.
     """
     tokenizer = AutoTokenizer.from_pretrained(default_model())
     found = shape.variant(name, len(tokenizer))
-    sizes = found.model | {"vocab_size": len(tokenizer), "max_position_embeddings": positions}
+    found = replace(found, model=found.model | {"vocab_size": len(tokenizer)})
+    sizes = found.model | {"max_position_embeddings": positions}
     torch.manual_seed(0)
     tokenizer.save_pretrained(path)
     RidgelineForCausalLM(RidgelineConfig(**sizes)).to(dtype).save_pretrained(path)

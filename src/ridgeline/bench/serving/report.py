@@ -51,7 +51,7 @@ def serve_table(rows: Sequence[Row]) -> Grid:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """Output tokens a second over GQA's, with at most its budget, and over vLLM's attention."""
-    ours = [row for row in rows if row.attention == OURS]
+    ours = [row for row in rows if row.attention == OURS and not row.is_narrow]
     found = []
     for base in (row for row in ours if row.name == "gqa"):
         for name in dict.fromkeys(row.name for row in ours if row.name != "gqa"):
@@ -101,6 +101,7 @@ def record(row: Row) -> Record:
         "seconds": round(row.result["duration"], 3),
         "prefix_hit_percent": round(row.hit_percent, 1),
         "preemptions": row.preemptions,
+        **{("variant" if name == "attention" else name): x for name, x in row.sizes.items()},
     }
 
 
@@ -108,7 +109,7 @@ def plot(path: Path, rows: Sequence[Row], machine: str) -> None:
     """Bytes of cache that a token takes on a device against output tokens a second."""
     from matplotlib.figure import Figure
 
-    known = [row for row in rows if row.bytes_per_token is not None]
+    known = [row for row in rows if row.bytes_per_token is not None and not row.is_narrow]
     panels = list(dict.fromkeys((row.load, row.seen) for row in known))
     if not panels:
         raise ValueError("--plot: expected an endpoint whose /metrics has the size of its cache")
