@@ -17,6 +17,7 @@ from ridgeline.bench.serving.models import NARROW, ServedShape
 from ridgeline.cli import app
 from ridgeline.models import RidgelineConfig, RidgelineForCausalLM
 from ridgeline.roofline import measure, measure_serve, roofs
+from ridgeline.serving import launch
 
 VOCAB, OUTPUT, LAYERS = 96, 8, 2
 SHAPE = ServedShape(
@@ -91,6 +92,8 @@ def test_a_plan_of_several_sequences_is_the_sum_of_measured_parts():
 def test_the_command_plans_without_the_steps_and_without_simpy(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "BALLAST", 2**16)
     monkeypatch.setattr(measure_serve, "BALLAST", 2**16)
+    monkeypatch.setattr(measure_serve, "require_engine", lambda: None)
+    monkeypatch.setattr(measure_serve, "engine_linear", measure.torch_linear)
     monkeypatch.setattr(roofs, "GEMM_SIZE", 32)
     monkeypatch.setattr(machine, "cold_bytes", lambda: 2**16)
     monkeypatch.setitem(sys.modules, "simpy", None)
@@ -159,3 +162,10 @@ def test_narrow_twins_are_served_when_asked_for():
     wide, narrow = (ServedShape().variant(f"gla{end}", VOCAB) for end in ("", NARROW))
     assert narrow.model["num_hidden_layers"] == wide.model["num_hidden_layers"]
     assert narrow.parameters < wide.parameters / 50
+
+
+def test_without_vllm_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    source = write(tmp_path / "x.csv", rows("gqa"))
+    result = CliRunner().invoke(app, ["plan", "measure-serve", str(source)])
+    assert "pip install 'ridgeline[vllm]'" in str(result.exception)

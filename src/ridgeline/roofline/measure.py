@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ridgeline.bench import machine, timing
 from ridgeline.bench.files import Record, ms
@@ -29,6 +30,8 @@ from ridgeline.roofline.model import ModelShape
 BALLAST = 2**28  # bytes that are read for the memory roof
 NARROW = 64  # width of a model whose step is overhead alone
 REPS = 9
+
+Linear = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -269,15 +272,26 @@ def kernel(shape: ModelShape, length: int, batch: int = 1) -> Callable[[], objec
     return DecodeInputs(decode, cold_bytes=machine.cold_bytes()).decode
 
 
+def torch_linear(weight: Tensor) -> Linear:
+    return lambda x: F.linear(x, weight)
+
+
 def product(
-    hidden: int, intermediate: int, dtype: torch.dtype, tokens: int = 1
+    hidden: int,
+    intermediate: int,
+    dtype: torch.dtype,
+    tokens: int = 1,
+    linear: Callable[[Tensor], Linear] = torch_linear,
 ) -> tuple[Callable[[], object], int]:
-    """``tokens`` through matrices of an MLP's shape, each of them cold, and the matrices' bytes."""
+    """``tokens`` through matrices of an MLP's shape, each of them cold, and the matrices' bytes.
+
+    ``linear``: of ``weight [intermediate, hidden]``, the product with it.
+    """
     one = hidden * intermediate * dtype.itemsize
     copies = 1 + machine.cold_bytes() // one
-    weights = torch.randn(copies, intermediate, hidden, dtype=dtype)
+    products = [linear(torch.randn(intermediate, hidden, dtype=dtype)) for _ in range(copies)]
     x = torch.randn(tokens, hidden, dtype=dtype)
-    return lambda: [F.linear(x, w) for w in weights], copies * one
+    return lambda: [call(x) for call in products], copies * one
 
 
 def record(p: Planned) -> Record:

@@ -1,10 +1,10 @@
 """Planned beside measured steps of the engine's server, from a file of ``ridgeline bench serve``.
 
 A plan knows the time between two tokens of no model that it plans. It is made from what this
-process measures, products of as many tokens as requests decode with cold weights and the decode
-kernel on a cold cache of the step's shape, and from the engine's overhead: the time between two
-tokens of a model too narrow for bytes or FLOPs to count, behind the same server, with as many
-requests (``ridgeline bench serve --overhead``).
+process measures, the engine's own products of as many tokens as requests decode, weights cold, and
+the decode kernel on a cold cache of the step's shape; and from the engine's overhead: the time
+between two tokens of a model too narrow for bytes or FLOPs to count, behind the same server, with
+as many requests (``ridgeline bench serve --overhead``). All on a CPU.
 """
 
 from collections import defaultdict
@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+from torch import Tensor, nn
 
 from ridgeline.bench import timing
 from ridgeline.bench.serving.measure import OURS
@@ -21,6 +23,7 @@ from ridgeline.roofline import configs, fields, roofs
 from ridgeline.roofline.measure import (
     BALLAST,
     REPS,
+    Linear,
     Planned,
     Rates,
     kernel,
@@ -29,6 +32,7 @@ from ridgeline.roofline.measure import (
     roof_calls,
 )
 from ridgeline.roofline.model import ModelShape
+from ridgeline.serving.launch import require_engine
 
 SEEN = 90  # percent of the prompts' tokens found in the cache: the rest takes a step or two
 SIZES = (
@@ -152,14 +156,31 @@ def _itl(path: Path, i: int, row: Mapping[str, str]) -> float:
     return fields.number(path, i, row, "p50_itl_ms") / 1e3
 
 
+def engine_linear(weight: Tensor) -> Linear:
+    """The product that the engine's layers choose on this processor; ``weight [out, in]``."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    layer = nn.Module()
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    return lambda x: layer.cpu_linear(x, layer.weight, None)
+
+
 def run(steps: Sequence[ServedStep]) -> list[Planned]:
-    """Measure what the plans of ``steps``, all of one dtype, are made from, and plan."""
+    """Measure what the plans of ``steps``, all of one dtype, are made from, and plan.
+
+    Raises:
+        ValueError: vLLM is not installed, whose products these are.
+    """
+    require_engine()
     dtype = DTYPES[steps[0].shape.weight_dtype]
     calls: dict[Hashable, Callable[[], object]] = roof_calls(dtype)
     nbytes: list[int] = []
     for i, step in enumerate(steps):
         shape, tokens = step.shape, step.concurrency
-        calls["product", i], moved = product(shape.hidden, shape.intermediate, dtype, tokens)
+        calls["product", i], moved = product(
+            shape.hidden, shape.intermediate, dtype, tokens, engine_linear
+        )
         calls["kernel", i] = kernel(shape, round(step.cached), tokens)
         nbytes.append(moved)
     for call in calls.values():
