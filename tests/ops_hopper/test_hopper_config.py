@@ -31,8 +31,9 @@ def test_every_tiling_fits(rows: int, tied: bool) -> None:
         assert c.heads == 1 or rows <= c.block_m
         assert c.heads * c.v_width * c.block_m <= 128 * 128 * c.warpgroups
         assert c.block_m >= min(rows, 64)
-        # Registers of a thread of each warpgroup: together those of a multiprocessor.
-        assert c.consumer_regs * 2 + c.producer_regs <= 65536 // 128
+        # Of a thread of the first of two consumers: what is left, more than another's, at most 256.
+        first = 504 - c.consumer_regs - c.producer_regs
+        assert c.consumer_regs <= first <= 256
 
 
 def test_scales_and_pieces_of_values_are_counted() -> None:

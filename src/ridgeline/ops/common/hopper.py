@@ -151,7 +151,8 @@ def hopper_decode_kernel(
         batch,
         KV_HEADS // HEADS * ROW_BLOCKS,
         query_len,
-        window_left,
+        # A constant where there is none: every role would keep it, and what follows from it.
+        gl.to_tensor(window_left if WINDOW else -1),
         launched,
         BALANCED,
         BLOCK_N,

@@ -13,9 +13,11 @@ from ridgeline.ops.common.device import next_power_of_2
 
 ARCH = 90  # compute capability
 SHARED_BYTES = 225 << 10  # of a program, less barriers and what reductions exchange
-# Of a consumer's and the producer's threads, by heads of an item: those of a few that were compiled
-# with which least is spilled.
-REGISTERS = {1: (208, 88), 2: (224, 56), 4: (184, 136)}
+# Of a thread of the second of two consumers and the producer, by heads of an item: those of a few
+# that were compiled with which least is spilled. The first consumer, which merges, has the rest:
+# more than the second where its outputs are pieces, each with scales of its own.
+REGISTERS = {1: (200, 104), 2: (224, 56), 4: (184, 136)}
+PIECES_REGISTERS = (168, 104)  # of one head
 SCALED_COLUMNS = (64, 128, 256)  # that share an FP8 scale: of a product of their own
 BLOCK_N = 64  # tokens of a tile: the M of a wgmma
 
@@ -38,7 +40,8 @@ class HopperConfig:
     block_n: int = BLOCK_N
     programs: int = 1  # a processor, of the balanced schedule
     prefetch: int = 0
-    consumer_regs: int = 208  # of a thread; two consumer warpgroups and the producer have 504
+    # Of a thread; three warpgroups have 504, of which the first consumer takes what is left.
+    consumer_regs: int = 208
     producer_regs: int = 88
 
     @property
@@ -146,8 +149,11 @@ def decode_config(
             if stages >= 2 and accumulated <= 128:
                 # A stage is always the same consumer's.
                 stages = min(stages, 8) // consumers * consumers
-                ours, producers = REGISTERS[heads]
-                config = replace(config, stages=stages, consumer_regs=ours, producer_regs=producers)
+                config = replace(config, stages=stages)
+                if consumers == 2:
+                    apart = heads == 1 and config.pieces > 1
+                    second, producer = PIECES_REGISTERS if apart else REGISTERS[heads]
+                    config = replace(config, consumer_regs=second, producer_regs=producer)
                 return device.as_tuned("hopper_decode", config)
     raise ValueError(f"no tiling of {rows} rows of widths {widths} fits the shared memory")
 
