@@ -1,7 +1,7 @@
 """One engine in a process of its own: all that it does to a step, to a file.
 
-``python alone.py job.json out.json``. A process of its own, since an engine with drafts
-that follows one of another model in the same process gives wrong tokens; the reason is not known.
+``python alone.py job.json out.json``. A process of its own, since drafts change the number of
+threads, with which a model after the first does not load: ``ridgeline.vllm.packing``.
 """
 
 import json

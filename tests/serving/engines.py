@@ -7,12 +7,21 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from torch import set_num_threads  # vLLM replaces the one in torch by one that does nothing
 from transformers import AutoModelForCausalLM
-from vllm import LLM, SamplingParams
+from vllm import LLM, ModelRegistry, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.platforms import current_platform
+from vllm.plugins import load_general_plugins
+
+from ridgeline.vllm.model import RidgelineForCausalLM
 
 BLOCK = 16  # tokens of a page
+
+# The plugin gives the model's name, which vLLM looks at in a process of its own: as much time as
+# all else that an engine does here. The servers of the other tests start that way.
+load_general_plugins()
+ModelRegistry.register_model("RidgelineForCausalLM", RidgelineForCausalLM)
 
 
 def _in_process() -> dict[str, str]:
@@ -40,9 +49,11 @@ def engine(path: Path, **options: object) -> Iterator[LLM]:
     # Each start puts vLLM's kernels in place by a scan of all modules, which stumbles over those of
     # numba that n-gram drafts load. They are in place since the first.
     type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
+    threads = torch.get_num_threads()
     try:
         yield llm
     finally:
+        set_num_threads(threads)  # as the next engine has to have: numba, for drafts, changed them
         llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()

@@ -6,12 +6,13 @@ import pytest
 import torch
 import vllm
 from checkpoints import tiny_checkpoint
-from engines import engine, greedy, random_prompts, reference
+from engines import engine, greedy, random_prompts, reference, set_num_threads
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 import ridgeline.vllm
 from ridgeline.vllm.model import check_files
+from ridgeline.vllm.packing import check_threads
 from ridgeline.vllm.paired import PairedBackend, PairedImpl
 
 LENGTHS, TOKENS = (90, 17, 40), 24
@@ -149,3 +150,16 @@ def test_an_unpickled_choice_registers_the_plugin():
 def test_attention_that_is_not_ours_is_refused(option, value):
     with pytest.raises(ValueError, match=f"{option}: RIDGELINE attention expects"):
         PairedImpl(2, 16, 0.25, **{option: value})
+
+
+def test_weights_packed_with_other_threads_are_refused():
+    """In a row, vLLM's CPU linears would multiply by the first one's layout."""
+    check_threads()
+    threads = torch.get_num_threads()
+    set_num_threads(threads + 1)
+    try:
+        with pytest.raises(RuntimeError, match=f"expected {threads} threads.*got {threads + 1}"):
+            check_threads()
+    finally:
+        set_num_threads(threads)
+    check_threads()

@@ -10,13 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import SIZES, VARIANTS, tiny_checkpoint
-from engines import BLOCK, random_prompts, reference
+from engines import BLOCK, engine, random_prompts, reference, tokens_cached
 
 from ridgeline.models import RidgelineConfig
 from ridgeline.models.decoder import make_attention
 from ridgeline.vllm.layers import check_ranks
 
 TOKENS, GIB = 24, 1 << 30
+
+
+def bytes_per_token(path: Path, tp: int) -> int:
+    layer = make_attention(RidgelineConfig.from_pretrained(path))
+    return layer.cache_spec(tp=tp).bytes_per_token(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +79,34 @@ def test_tokens_are_those_of_transformers(pair, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_rank_holds_what_cache_spec_says(pair, variant):
     paths, _, reports = pair
-    layer = make_attention(RidgelineConfig.from_pretrained(paths[variant]))
-    page = layer.cache_spec(tp=2).bytes_per_token(torch.float32) * BLOCK * 2  # two layers
+    page = bytes_per_token(paths[variant], tp=2) * BLOCK * 2  # two layers
     for report in reports:
         assert report[str(paths[variant])]["cached"] == GIB // page * BLOCK
+
+
+@pytest.fixture(scope="module")
+def one_rank(pair):
+    """Tokens that the engine fits into a GiB without tensor parallelism."""
+    paths, cached = pair[0], {}
+    for variant in ("gqa", "gta", "gla"):
+        with engine(paths[variant], max_model_len=256) as llm:
+            cached[variant] = tokens_cached(llm, GIB)
+    return cached
+
+
+def test_capacity_of_gla_grows_with_the_ranks(pair, one_rank):
+    paths, _, reports = pair
+    two_ranks = reports[0][str(paths["gla"])]["cached"]
+    spec = bytes_per_token(paths["gla"], tp=1) / bytes_per_token(paths["gla"], tp=2)
+    assert two_ranks / one_rank["gla"] == pytest.approx(spec, rel=1e-4)
+    assert spec == (2 * 32 + 8) / (32 + 8)  # two latents and the RoPE key, of which one goes
+
+
+def test_capacity_of_gta_against_gqa(pair, one_rank):
+    paths = pair[0]
+    spec = bytes_per_token(paths["gqa"], tp=1) / bytes_per_token(paths["gta"], tp=1)
+    assert one_rank["gta"] / one_rank["gqa"] == pytest.approx(spec, rel=1e-4)
+    assert spec == (2 * 2 * 16) / (2 * 16 + 8)  # K and V of two heads; two states and a RoPE key
 
 
 @pytest.mark.parametrize(

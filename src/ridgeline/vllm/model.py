@@ -7,10 +7,12 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 from vllm.model_executor.models.utils import WeightsMapper
+from vllm.platforms import current_platform
 
 from ridgeline.models import RidgelineConfig
 from ridgeline.models.manifest import verify_manifest
 from ridgeline.vllm.layers import make_attention
+from ridgeline.vllm.packing import check_threads
 
 # Names in a checkpoint that vLLM's Llama would take for its own, or that are one weight here.
 TIED_NAMES = WeightsMapper(
@@ -40,12 +42,16 @@ class RidgelineForCausalLM(LlamaForCausalLM):
     Raises:
         ValueError: files that their manifest does not match or that are no safetensors, or a
             tensor-parallel degree that the heads cannot be shared among.
+        RuntimeError: an earlier engine of this process packed its weights on the CPU with another
+            number of threads.
     """
 
     supports_lora = False
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         check_files(vllm_config.model_config.model, vllm_config.load_config.load_format)
+        if current_platform.is_cpu():
+            check_threads()
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=DecoderLayer)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
