@@ -4,17 +4,13 @@ One engine a variant: continuous batching, chunked prefill, prefix-cache hits, n
 decoding, and a cache too small for the requests, which preempts them.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from alone import EVENTS
 from checkpoints import VARIANTS, tiny_checkpoint
-from engines import BLOCK, random_prompts, reference
+from engines import BLOCK, counter, engine, greedy, random_prompts, reference
 
 from ridgeline.models import RidgelineConfig
 from ridgeline.models.decoder import make_attention
@@ -22,49 +18,62 @@ from ridgeline.models.decoder import make_attention
 TOKENS, PAGES = 40, 56
 # The longest is computed in chunks of 300 (fresh), 300 (gathered) and the rest (over the cache).
 LENGTHS = (700, 70, 90, 61, 49, 120, 64, 3)
+EVENTS = ("num_preemptions", "prefix_cache_hits", "spec_decode_num_drafts")
 
 
 class Served(NamedTuple):
     path: Path
     prompts: list[list[int]]
-    report: dict  # of alone.py
+    pages: int
+    tokens: list[list[int]]
+    events: dict[str, int]
+    again: list[list[int]]  # of prompts 1 and 2, sent once more
+    hits: int
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def served(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    path = tiny_checkpoint(folder / "model", request.param, max_position_embeddings=1024)
+    path = tmp_path_factory.mktemp(request.param)
+    tiny_checkpoint(path, request.param, max_position_embeddings=1024)
     spec = make_attention(RidgelineConfig.from_pretrained(path)).cache_spec()
     page = spec.bytes_per_token(torch.float32) * BLOCK * 2  # two layers
     prompts = random_prompts(LENGTHS, shared=48)
-    job, out = folder / "job.json", folder / "out.json"
-    todo = {"path": str(path), "memory": PAGES * page, "prompts": prompts, "tokens": TOKENS}
-    job.write_text(json.dumps(todo))
-    run = subprocess.run(
-        [sys.executable, Path(__file__).with_name("alone.py"), job, out],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stdout[-3000:]
-    return Served(path, prompts, json.loads(out.read_text()))
+    with engine(
+        path,
+        kv_cache_memory_bytes=PAGES * page,
+        max_model_len=768,
+        max_num_seqs=6,
+        max_num_batched_tokens=300,
+        enable_prefix_caching=True,
+        speculative_config={
+            "method": "ngram",
+            "num_speculative_tokens": 3,
+            "prompt_lookup_min": 1,
+            "prompt_lookup_max": 3,
+        },
+    ) as llm:
+        tokens = greedy(llm, prompts, TOKENS)
+        events = {event: counter(llm, event) for event in EVENTS}
+        again = greedy(llm, prompts[1:3], TOKENS)
+        hits = counter(llm, "prefix_cache_hits") - events["prefix_cache_hits"]
+        pages = llm.llm_engine.vllm_config.cache_config.num_gpu_blocks
+    return Served(path, prompts, pages, tokens, events, again, hits)
 
 
 def test_tokens_are_those_of_transformers(served):
-    assert served.report["tokens"] == reference(served.path, served.prompts, TOKENS)
+    assert served.tokens == reference(served.path, served.prompts, TOKENS)
 
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_it_really_happened(served, event):
-    assert served.report["events"][event] > 0
+    assert served.events[event] > 0
 
 
 def test_capacity_is_that_of_cache_spec(served):
     """The engine made as many pages of its memory as ``CacheSpec`` says."""
-    assert served.report["pages"] == PAGES
+    assert served.pages == PAGES
 
 
 def test_the_same_again_from_the_prefix_cache(served):
-    assert served.report["again"] == served.report["tokens"][1:3]
-    assert served.report["hits"] >= 32
+    assert served.again == served.tokens[1:3]
+    assert served.hits >= 32
