@@ -64,7 +64,7 @@ BUGS = {
         "item.start_q.to(gl.int32)",
     ),
     "heads-not-packed": ("forward", "reader = item.entity * work.PACK", "reader = item.entity"),
-    "second-columns-are-the-first": ("ring", "[b, row, head, FIRST]", "[b, row, head, 0]"),
+    "second-columns-are-the-first": ("ring", "row, head, FIRST, full", "row, head, 0, full"),
 }
 
 

@@ -129,7 +129,7 @@ def _run(
     out, lse = empty_outputs(q, v.shape[-1])
     tensors = (q, k, v, cu_seqlens_q, cu_seqlens_k, subtree_end)
     options = (softmax_scale, causal, window_left, window_right, softcap)
-    match _pick(impl, q, k, v):
+    match _pick(impl, q, k, v, k_scale, v_scale):
         case "triton":
             from ridgeline.ops.attention.triton import forward as triton
 
@@ -137,7 +137,8 @@ def _run(
         case "hopper":
             from ridgeline.ops.attention.hopper import forward as hopper
 
-            hopper.forward(*tensors, *options, out, lse)
+            scales = {"q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale}
+            hopper.forward(*tensors, *options, out, lse, **scales)
         case "cpu":
             cpu.forward(*tensors, *options, out, lse)
         case "reference" if q.dtype == check.FP8:
@@ -193,10 +194,17 @@ def _run_backward(
     return gradients
 
 
-def _pick(impl: str, q: Tensor, k: Tensor, v: Tensor) -> str:
+def _pick(
+    impl: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> str:
     reasons = {
         "triton": lambda: triton_config.unsupported(q, k, v, interpret=impl == "triton"),
-        "hopper": lambda: hopper_config.unsupported(q, k, v),
+        "hopper": lambda: hopper_config.unsupported(q, k, v, k_scale, v_scale),
         "cpu": lambda: cpu.unsupported(q, k, v),
         "reference": lambda: None,
     }

@@ -9,11 +9,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
-    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.language.nvidia.hopper import (
+    warpgroup_mma_wait as wait_without_bytes,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.core import _aggregate as aggregate
-from triton.language.core import builtin
+from triton.language.core import builtin, tensor
 
 
 @builtin
@@ -22,6 +24,27 @@ def async_reduce_add(desc, coord, src, _semantic=None):
     coord = _semantic._convert_to_ir_values(coord, require_i64=False)
     kind = ir.DESCRIPTOR_REDUCE_KIND.ADD
     _semantic.builder.create_async_tma_reduce(kind, desc.handle, coord, src.handle)
+
+
+@builtin
+def warpgroup_mma_wait(num_outstanding=0, deps=None, _semantic=None):
+    """Triton's own, which the compiler refuses operands of 8 bits among ``deps``.
+
+    They keep their registers because something reads them behind the wait.
+    """
+    narrow = [isinstance(x, tensor) and x.dtype.primitive_bitwidth == 8 for x in deps]
+    wide = [x for x, small in zip(deps, narrow, strict=True) if not small]
+    found = wait_without_bytes(num_outstanding, wide, _semantic=_semantic)
+    if len(deps) == 1:
+        return found
+    found = iter(found if len(wide) > 1 else [found])
+    results = [x if small else next(found) for x, small in zip(deps, narrow, strict=True)]
+    for x, small in zip(deps, narrow, strict=True):
+        if small:
+            gl.inline_asm_elementwise(
+                "mov.b32 $0, $1;", "=r,r", [x], gl.int8, is_pure=False, pack=4, _semantic=_semantic
+            )
+    return tuple(results)
 
 
 __all__ = [

@@ -90,14 +90,15 @@ class Merge:
 
 
 @gluon.constexpr_function
-def accumulator(axis, warps, rows, columns):
-    """Layout of products: ``columns`` are tokens or output columns, whatever is not ``rows``."""
+def accumulator(axis, warps, rows, columns, depth=16):
+    """Layout of products: ``columns`` are tokens or output columns, whatever is not ``rows``;
+    ``depth`` is the K of an instruction, 32 of FP8."""
     if axis == 1:
-        return gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, rows, 16])
+        return gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, rows, depth])
     along_m = rows // 16 if rows // 16 < warps else warps
     along_n = warps // along_m
     n = min(columns // along_n, 256)
-    return gl.NVMMADistributedLayout([3, 0], [along_m, along_n], [16, n, 16])
+    return gl.NVMMADistributedLayout([3, 0], [along_m, along_n], [16, n, depth])
 
 
 @gluon.jit

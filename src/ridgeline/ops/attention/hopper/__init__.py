@@ -3,6 +3,8 @@
 =================  ===============================================================================
 config             what the kernels support and how they are tiled; does not import Triton
 tensors            inputs as the tensor memory unit reads them
+scales             those of FP8 inputs
+turned             values with keys side by side, as FP8 products read them
 ring               tiles in shared memory between a producer and consumers
 work               which tiles of rows a program computes, over which tiles of keys each goes
 consumer           a consumer warpgroup of the forward kernel: scores, online softmax, output

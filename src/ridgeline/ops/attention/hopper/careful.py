@@ -5,6 +5,7 @@ row does not see, is NaN. The forward kernel counts rows that are not finite; wh
 which is always but for inputs that are not finite or overflow, this kernel ends at once.
 """
 
+from ridgeline.ops.attention.hopper.scales import make_scales
 from ridgeline.ops.attention.tiles import key_interval, key_range, logits
 from ridgeline.ops.common.gluon import gl, gluon
 
@@ -58,6 +59,21 @@ def careful_kernel(
     stride_vb,
     stride_vl,
     stride_vh,
+    q_scale,
+    stride_qsb,
+    stride_qsn,
+    stride_qsh,
+    q_rows,
+    k_scale,
+    stride_ksb,
+    stride_ksn,
+    stride_ksh,
+    k_rows,
+    v_scale,
+    stride_vsb,
+    stride_vsn,
+    stride_vsh,
+    v_rows,
     HEADS: gl.constexpr,
     GROUP: gl.constexpr,
     DIM: gl.constexpr,
@@ -74,6 +90,10 @@ def careful_kernel(
     """``rows`` rows of ``out``, a query's heads side by side, dealt out to the programs."""
     if gl.load(spoilt) == 0:
         return
+    EIGHT: gl.constexpr = q.dtype.element_ty == gl.float8e4nv
+    q_scales = make_scales(q_scale, stride_qsb, stride_qsn, stride_qsh, q_rows)
+    k_scales = make_scales(k_scale, stride_ksb, stride_ksn, stride_ksh, k_rows)
+    v_scales = make_scales(v_scale, stride_vsb, stride_vsn, stride_vsh, v_rows)
     d = gl.arange(0, WIDTH, COLUMNS)
     e = gl.arange(0, VALUE_WIDTH, COLUMNS)
     for row in range(gl.program_id(0), rows, gl.num_programs(0)):
@@ -104,6 +124,8 @@ def careful_kernel(
             q_row = q + wide * stride_qb + query * stride_ql + head.to(gl.int64) * stride_qh
             y = gl.load(q_row + d, mask=d < DIM, other=0.0).to(gl.float32)
             kv = (head // GROUP).to(gl.int64)
+            if EIGHT:
+                y *= gl.load(q_scales.at(b, query, head))
             k_rows = k + wide * stride_kb + start_k * stride_kl + kv * stride_kh
             v_rows = v + wide * stride_vb + start_k * stride_vl + kv * stride_vh
             e_rows = ends
@@ -131,6 +153,9 @@ def careful_kernel(
                     mask=seen[:, None] & (e < VALUE_DIM)[None, :],
                     other=0.0,
                 ).to(gl.float32)
+                if EIGHT:
+                    keys *= gl.load(k_scales.at(b, n, kv), mask=seen, other=1.0)[:, None]
+                    values *= gl.load(v_scales.at(b, n, kv), mask=seen, other=1.0)[:, None]
                 s = logits(gl.sum(keys * y[None, :], 1), scale, softcap, SOFTCAP, SCALED) * factor
                 s = gl.where(seen, s, float("-inf"))
                 m_new = gl.maximum(m, gl.max(s, 0))

@@ -1,15 +1,19 @@
 """What the Hopper kernels of ``attention`` support and how they are tiled; no Triton needed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ridgeline.ops.common import device, hopper_config
+from ridgeline.ops.attention.fp8 import block_rows
+from ridgeline.ops.common import check, device, hopper_config
 
 MAX_DIM = 256
 ROWS = 64  # query rows of a consumer: the M of a wgmma
 SHARED_BYTES = 226 << 10  # of a program, less barriers
+FP8_ROWS = 64  # keys of a tile at least: all of one scale
+FP8_COLUMNS = 32  # the K of a wgmma
+FP8_VALUES = 128  # columns: beside an output, a thread has its sums over one tile
 L2_BYTES = 32 << 20  # of keys and values that programs read at a time, of 50 MiB
 
 
@@ -30,16 +34,60 @@ class ForwardConfig:
         return self.consumers * ROWS
 
 
-def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+def unsupported(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> str | None:
     """Why the Hopper kernels cannot run the call, or ``None``."""
     for name, x in (("q", q), ("v", v)):
         if x.shape[-1] > MAX_DIM:
             return f"head dims are 1 to {MAX_DIM}, got {x.shape[-1]} for {name}"
+    if q.dtype == check.FP8:
+        return _unsupported_fp8(q, k, v, k_scale, v_scale) or hopper_config.no_device(q)
     if q.dtype not in (torch.bfloat16, torch.float16):
         got = str(q.dtype).removeprefix("torch.")
         other = "triton" if q.dtype == torch.float32 else "reference"
         return f"inputs are bfloat16 or float16, got {got}; use impl={other!r}"
     return hopper_config.no_device(q)
+
+
+def _unsupported_fp8(
+    q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
+) -> str | None:
+    if q.shape[-1] % FP8_COLUMNS:
+        return f"FP8 head dims are multiples of {FP8_COLUMNS}, got {q.shape[-1]} for q"
+    if v.shape[-1] > FP8_VALUES:
+        return f"FP8 values are at most {FP8_VALUES} wide, got {v.shape[-1]}"
+    rows = scaled_rows(k, k_scale, v_scale)
+    if rows < FP8_ROWS:
+        return f"FP8 scales are for {FP8_ROWS} keys or values and more, got one for {rows}"
+    return None
+
+
+def scaled_rows(k: Tensor, *scales: Tensor | None) -> int:
+    """The fewest rows of ``k``, or of its values, that are sure to have one scale."""
+    counts = [s.shape[1] for s in scales if s is not None and s.dim() == 3 and s.shape[1] > 1]
+    return min((block_rows(k.shape[1], n) for n in counts), default=128)
+
+
+def fp8_config(chosen: ForwardConfig, dim: int, value_dim: int, rows: int) -> ForwardConfig:
+    """``chosen`` for FP8: tiles of keys that share a scale, as many stages as fit.
+
+    An output of width 128 and its sums over a tile are 64 registers a thread each: beside 128 keys,
+    304 bytes a thread were spilled, in the loops too; beside 64, 24 outside of them.
+
+    Args:
+        chosen: as for BF16.
+        dim, value_dim: of a query row and of a value.
+        rows: that are sure to share a scale.
+    """
+    columns, value_columns = sum(device.pieces(dim)), sum(device.pieces(value_dim))
+    block_n = 128 if value_columns <= 64 and rows >= 128 else 64
+    stages = (SHARED_BYTES - chosen.block_m * columns) // (block_n * (columns + value_columns))
+    return replace(chosen, block_n=block_n, stages=min(4, stages))
 
 
 def forward_config(dim: int, value_dim: int, rows: int, group: int) -> ForwardConfig:

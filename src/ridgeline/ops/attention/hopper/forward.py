@@ -4,12 +4,22 @@ import torch
 from torch import Tensor
 
 from ridgeline.ops.attention.hopper.careful import careful_kernel
-from ridgeline.ops.attention.hopper.config import L2_BYTES, ROWS, ForwardConfig, forward_config
+from ridgeline.ops.attention.hopper.config import (
+    L2_BYTES,
+    ROWS,
+    ForwardConfig,
+    forward_config,
+    fp8_config,
+    scaled_rows,
+)
 from ridgeline.ops.attention.hopper.consumer import Results, Scores, Turns, attend
 from ridgeline.ops.attention.hopper.ring import make_ring
-from ridgeline.ops.attention.hopper.tensors import descriptors, readable
+from ridgeline.ops.attention.hopper.scales import Scaling, make_scales, scale_numbers
+from ridgeline.ops.attention.hopper.tensors import descriptors, readable, turned_descriptors
+from ridgeline.ops.attention.hopper.turned import turned
 from ridgeline.ops.attention.hopper.work import Work
 from ridgeline.ops.attention.tiles import Problem
+from ridgeline.ops.common import check
 from ridgeline.ops.common.device import (
     as_tuned,
     launcher,
@@ -39,6 +49,9 @@ def produce(work, queries, keys, values, q0, q1, k0, k1, v0, v1):
                 b = item.b * (0 if work.PACKED else 1)
                 query = item.start_q.to(gl.int32) + item.begin // work.PACK
                 key = item.start_k.to(gl.int32)
+                value = key
+                if values.TURNED and work.PACKED:
+                    value = (key // 16 + item.b) * 16  # as in ``turned``
                 reader = item.entity * work.PACK
                 head = work.kv_head(item)
                 tile = work.tile(item, 0)
@@ -49,10 +62,10 @@ def produce(work, queries, keys, values, q0, q1, k0, k1, v0, v1):
                 for j in range(1, item.count):
                     following = work.tile(item, j)
                     keys.load(n + j, k0, k1, b, key + following * work.BLOCK_N, head)
-                    values.load(n + j - 1, v0, v1, b, key + tile * work.BLOCK_N, head)
+                    values.load(n + j - 1, v0, v1, b, value + tile * work.BLOCK_N, head)
                     tile = following
                 n += item.count
-                values.load(n - 1, v0, v1, b, key + tile * work.BLOCK_N, head)
+                values.load(n - 1, v0, v1, b, value + tile * work.BLOCK_N, head)
                 q += CONSUMERS
 
 
@@ -88,6 +101,21 @@ def hopper_forward_kernel(
     row_tiles,
     entities,
     section,
+    q_scale,
+    stride_qsb,
+    stride_qsn,
+    stride_qsh,
+    q_rows,
+    k_scale,
+    stride_ksb,
+    stride_ksn,
+    stride_ksh,
+    k_rows,
+    v_scale,
+    stride_vsb,
+    stride_vsn,
+    stride_vsh,
+    v_rows,
     PACKED: gl.constexpr,
     LEFT: gl.constexpr,
     RIGHT: gl.constexpr,
@@ -107,7 +135,11 @@ def hopper_forward_kernel(
     CONSUMER_REGS: gl.constexpr,
     PRODUCER_REGS: gl.constexpr,
 ):
-    """Programs that stay, each with every ``num_programs``-th item; see ``work``."""
+    """Programs that stay, each with every ``num_programs``-th item; see ``work``.
+
+    FP8 inputs have scales, and values are ``turned``.
+    """
+    EIGHT: gl.constexpr = q0.dtype == gl.float8e4nv
     work = Work(
         cu_q,
         cu_k,
@@ -138,17 +170,23 @@ def hopper_forward_kernel(
     )
     queries = make_ring(q0, q1, CONSUMERS, K_COLUMNS, 1)
     keys = make_ring(k0, k1, STAGES, K_COLUMNS, CONSUMERS)
-    values = make_ring(v0, v1, STAGES, V_COLUMNS, CONSUMERS)
+    values = make_ring(v0, v1, STAGES, V_COLUMNS, CONSUMERS, EIGHT)
     turns = Turns(barriers(CONSUMERS, 1), CONSUMERS, PING_PONG)
     scores = Scores(
         gl.to_tensor(factor), gl.to_tensor(scale), gl.to_tensor(softcap), SOFTCAP, SCALED
+    )
+    scaling = Scaling(
+        make_scales(q_scale, stride_qsb, stride_qsn, stride_qsh, q_rows),
+        make_scales(k_scale, stride_ksb, stride_ksn, stride_ksh, k_rows),
+        make_scales(v_scale, stride_vsb, stride_vsn, stride_vsh, v_rows),
+        EIGHT,
     )
     COUNT: gl.constexpr = PACKED or LEFT or RIGHT or TREE
     results = Results(out, lse, spoilt, HEADS, VALUE_DIM, COUNT)
     load = (work, queries, keys, values, q0, q1, k0, k1, v0, v1)
     # A number is a constant only where it stands in the tuple that is given to a partition.
-    first = (work, queries, keys, values, turns, scores, results, 0)
-    second = (work, queries, keys, values, turns, scores, results, 1)
+    first = (work, queries, keys, values, turns, scores, scaling, results, 0)
+    second = (work, queries, keys, values, turns, scores, scaling, results, 1)
     if CONSUMERS == 1:
         gl.warp_specialize([(attend, first), (produce, load)], [1], [PRODUCER_REGS])
     else:
@@ -159,11 +197,21 @@ def hopper_forward_kernel(
         )
 
 
-def config_for(q: Tensor, k: Tensor, v: Tensor, batch: int) -> ForwardConfig:
+def config_for(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: int,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> ForwardConfig:
     """The tiling of a call, from shapes alone."""
     rows = q.shape[-3] if q.dim() == 4 else -(-q.shape[0] // max(batch, 1))
     group = q.shape[-2] // k.shape[-2]
-    return as_tuned("hopper_forward", forward_config(q.shape[-1], v.shape[-1], rows, group))
+    chosen = forward_config(q.shape[-1], v.shape[-1], rows, group)
+    if q.dtype == check.FP8:
+        chosen = fp8_config(chosen, q.shape[-1], v.shape[-1], scaled_rows(k, k_scale, v_scale))
+    return as_tuned("hopper_forward", chosen)
 
 
 @launcher
@@ -182,10 +230,14 @@ def forward(
     out: Tensor,
     lse: Tensor,
     *,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     config: ForwardConfig | None = None,
 ) -> None:
     """Fills ``out [..., h_q, d_v]`` and ``lse [..., h_q]``, both contiguous.
 
+    Scales are those of FP8 inputs; the tiles of ``config`` have to divide their blocks of keys.
     ``config`` replaces the tiling that ``config_for`` chooses; it changes the result within
     rounding.
     """
@@ -196,8 +248,9 @@ def forward(
         lse.fill_(float("-inf"))
         return
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    config = config or config_for(q, k, v, batch)
-    q, k, v = readable(q), readable(k), readable(v)
+    config = config or config_for(q, k, v, batch, k_scale, v_scale)
+    eight = q.dtype == check.FP8
+    q, k, v = readable(q), readable(k), v if eight else readable(v)
     options = (softmax_scale, causal, window_left, window_right, softcap)
     layout = (cu_seqlens_q, cu_seqlens_k, subtree_end)
     problem = Problem(q, k, v, *layout, *options, group=config.pack)
@@ -210,11 +263,20 @@ def forward(
     # Whether a tile may have keys that some row of it does not see.
     masked = any(constants[name] for name in ("PACKED", "LEFT", "RIGHT", "TREE"))
     spoilt = torch.zeros(1, dtype=torch.int32, device=q.device) if masked else lse
+    scales = [
+        number
+        for scale, x in ((q_scale, q), (k_scale, k), (v_scale, v))
+        for number in (scale_numbers(scale, x) if eight else (lse, 0, 0, 0, 1))
+    ]
+    if eight:
+        value_tiles = turned_descriptors(turned(v, problem), config.block_n)
+    else:
+        value_tiles = descriptors(v, config.block_n)
     for ends, lists, *band, row_tiles in problem.bands(config.block_m, config.block_n):
         hopper_forward_kernel[(min(processors(q), row_tiles * entities),)](
             *descriptors(q, ROWS // config.pack, config.pack),
             *descriptors(k, config.block_n),
-            *descriptors(v, config.block_n),
+            *value_tiles,
             out,
             lse,
             spoilt,
@@ -225,6 +287,7 @@ def forward(
             row_tiles,
             entities,
             section(k, v, batch, heads // k.shape[-2] // config.pack, entities),
+            *scales,
             **constants,
             PACK=config.pack,
             K_COLUMNS=columns(q),
@@ -250,6 +313,7 @@ def forward(
             lse if ends is None else ends,
             *strides,
             *(stride for x in (q, k, v) for stride in problem.strides(x)),
+            *scales,
             **constants,
             DIM=q.shape[-1],
             WIDTH=max(16, next_power_of_2(q.shape[-1])),

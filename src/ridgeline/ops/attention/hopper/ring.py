@@ -11,24 +11,27 @@ from ridgeline.ops.common.hopper import barriers, tiles
 class Ring:
     """Stages of tiles of rows, each with a barrier for full and one for empty.
 
-    Tile n, counted from the start of the program, is in stage ``n % STAGES``.
+    Tile n, counted from the start of the program, is in stage ``n % STAGES``. ``TURNED``: tensors
+    are ``[B, h, d, L]``, and rows of a tile are columns.
     """
 
-    x0: gl.shared_memory_descriptor  # [STAGES, 1, rows, heads, width]
+    x0: gl.shared_memory_descriptor  # [STAGES, 1, rows, heads, width]; [STAGES, 1, 1, width, rows]
     x1: gl.shared_memory_descriptor  # x0 unless COLUMNS is 2
     full: gl.shared_memory_descriptor  # [STAGES, 1]
     empty: gl.shared_memory_descriptor
     STAGES: gl.constexpr
     COLUMNS: gl.constexpr
+    TURNED: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, x0, x1, full, empty, STAGES, COLUMNS):
+    def __init__(self, x0, x1, full, empty, STAGES, COLUMNS, TURNED):
         self.x0 = x0
         self.x1 = x1
         self.full = full
         self.empty = empty
         self.STAGES = gl.constexpr(STAGES)
         self.COLUMNS = gl.constexpr(COLUMNS)
+        self.TURNED = gl.constexpr(TURNED)
 
     @gluon.jit
     def load(self, n, desc0, desc1, b, row, head, BESIDE: gl.constexpr = 0):
@@ -43,11 +46,17 @@ class Ring:
             desc1.block_type.nbytes if self.COLUMNS == 2 else 0
         )
         mbarrier.expect(full, BYTES + BESIDE)
-        tma.async_copy_global_to_shared(desc0, [b, row, head, 0], full, self.x0.index(stage))
+        self.copy(desc0, b, row, head, 0, full, self.x0.index(stage))
         if self.COLUMNS == 2:
-            FIRST: gl.constexpr = self.x0.shape[4]
-            second = self.x1.index(stage)
-            tma.async_copy_global_to_shared(desc1, [b, row, head, FIRST], full, second)
+            FIRST: gl.constexpr = self.x0.shape[3 if self.TURNED else 4]
+            self.copy(desc1, b, row, head, FIRST, full, self.x1.index(stage))
+
+    @gluon.jit
+    def copy(self, desc, b, row, head, column, full, tile):
+        if self.TURNED:
+            tma.async_copy_global_to_shared(desc, [b, head, column, row], full, tile)
+        else:
+            tma.async_copy_global_to_shared(desc, [b, row, head, column], full, tile)
 
     @gluon.jit
     def wait(self, n):
@@ -61,13 +70,21 @@ class Ring:
 
     @gluon.jit
     def tile(self, n, COLUMN: gl.constexpr):
-        """``[rows * heads, width]`` of tile n, its first or second columns."""
+        """``[rows * heads, width]`` of tile n, its first or second columns; ``TURNED``,
+        ``[width, rows]``."""
         x = self.x0.index(n % self.STAGES) if COLUMN == 0 else self.x1.index(n % self.STAGES)
         return x.reshape([x.shape[1] * x.shape[2], x.shape[3]])
 
 
 @gluon.jit
-def make_ring(desc0, desc1, STAGES: gl.constexpr, COLUMNS: gl.constexpr, CONSUMERS: gl.constexpr):
+def make_ring(
+    desc0,
+    desc1,
+    STAGES: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    TURNED: gl.constexpr = False,
+):
     """A ring of the blocks of descriptors, which ``CONSUMERS`` partitions read."""
     dtype: gl.constexpr = desc0.dtype
     BLOCK0: gl.constexpr = desc0.block_type.shape
@@ -76,4 +93,6 @@ def make_ring(desc0, desc1, STAGES: gl.constexpr, COLUMNS: gl.constexpr, CONSUME
     if COLUMNS == 2:
         BLOCK1: gl.constexpr = desc1.block_type.shape
         x1 = tiles(dtype, STAGES, BLOCK1)
-    return Ring(x0, x1, barriers(STAGES, 1), barriers(STAGES, CONSUMERS), STAGES, COLUMNS)
+    full = barriers(STAGES, 1)
+    empty = barriers(STAGES, CONSUMERS)
+    return Ring(x0, x1, full, empty, STAGES, COLUMNS, TURNED)

@@ -41,3 +41,14 @@ def descriptors(x: Tensor, rows: int, heads: int = 1) -> tuple[TensorDescriptor,
             layout = gl.NVMMASharedLayout.get_default_for(block, DTYPES[x.dtype])
             found.append(TensorDescriptor(x, list(x.shape), [*strides, 1], block, layout))
     return found[0], found[-1]
+
+
+def turned_descriptors(x: Tensor, keys: int) -> tuple[TensorDescriptor, ...]:
+    """As ``descriptors``, of blocks ``[1, 1, width, keys]`` of values ``[B, h, d, L]``."""
+    found = []
+    for width in pieces(x.shape[2]):
+        if width:
+            block = [1, 1, width, keys]
+            layout = gl.NVMMASharedLayout.get_default_for(block, DTYPES[x.dtype])
+            found.append(TensorDescriptor(x, list(x.shape), list(x.stride()), block, layout))
+    return found[0], found[-1]

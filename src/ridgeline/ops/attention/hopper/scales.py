@@ -1,0 +1,91 @@
+"""Scales of FP8 inputs in the kernels, in every layout of ``fp8.quantize``."""
+
+import torch
+from torch import Tensor
+
+from ridgeline.ops.attention.fp8 import block_rows
+from ridgeline.ops.common.gluon import aggregate, gl, gluon
+
+
+@aggregate
+class Scales:
+    """Of one input: one for ``rows`` rows of a head of a sequence; strides of 0 where shared."""
+
+    scale: gl.tensor
+    stride_b: gl.tensor
+    stride_n: gl.tensor
+    stride_h: gl.tensor
+    rows: gl.tensor
+
+    @gluon.constexpr_function
+    def __init__(self, scale, stride_b, stride_n, stride_h, rows):
+        self.scale = scale
+        self.stride_b = stride_b
+        self.stride_n = stride_n
+        self.stride_h = stride_h
+        self.rows = rows
+
+    @gluon.jit
+    def at(self, b, row, head):
+        """Where the scale of a row, or of each of them, is."""
+        block = (row // self.rows).to(gl.int64) * self.stride_n
+        return self.scale + b.to(gl.int64) * self.stride_b + block + head * self.stride_h
+
+
+@gluon.jit
+def make_scales(scale, stride_b, stride_n, stride_h, rows):
+    return Scales(
+        scale,
+        gl.to_tensor(stride_b),
+        gl.to_tensor(stride_n),
+        gl.to_tensor(stride_h),
+        gl.to_tensor(rows),
+    )
+
+
+@aggregate
+class Scaling:
+    """Scales of the inputs, if they are FP8 (``ON``); a tile of keys has one, and one of values."""
+
+    q: Scales
+    k: Scales
+    v: Scales
+    ON: gl.constexpr
+
+    @gluon.constexpr_function
+    def __init__(self, q, k, v, ON):
+        self.q = q
+        self.k = k
+        self.v = v
+        self.ON = gl.constexpr(ON)
+
+    @gluon.jit
+    def queries(self, work, item, first, ROWS: gl.constexpr, layout: gl.constexpr):
+        """Of an item's rows from ``first`` on, ``[ROWS]``."""
+        row = first + gl.arange(0, ROWS, layout)
+        head = item.entity * work.PACK + row % work.PACK
+        pointers = self.q.at(item.b, row // work.PACK, head)
+        return gl.load(pointers, mask=row < item.len_q * work.PACK, other=1.0)
+
+    @gluon.jit
+    def keys(self, work, item, j):
+        """Of an item's j-th tile."""
+        return gl.load(self.k.at(item.b, work.tile(item, j) * work.BLOCK_N, work.kv_head(item)))
+
+    @gluon.jit
+    def values(self, work, item, j):
+        return gl.load(self.v.at(item.b, work.tile(item, j) * work.BLOCK_N, work.kv_head(item)))
+
+
+def scale_numbers(scale: Tensor | None, x: Tensor) -> tuple[Tensor, int, int, int, int]:
+    """What ``make_scales`` takes for ``x [B, L, h, d]`` or packed ``[total, h, d]``."""
+    if scale is None:
+        scale = torch.ones((), device=x.device)
+    match scale.dim():
+        case 0:
+            return scale, 0, 0, 0, 1
+        case 1:
+            return scale, 0, 0, scale.stride(0), 1
+        case 2:
+            return scale, scale.stride(0), 0, scale.stride(1), 1
+    return scale, *scale.stride(), block_rows(x.shape[1], scale.shape[1])
