@@ -146,7 +146,7 @@ def test_a_server_that_ignores_sigterm_ends_too(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     ("given", "timeout", "message"),
-    [(("--fails", "x"), 20, "ended with 3"), ((), 1.0, "did not answer within 1 s")],
+    [(("--fails", "x"), 20, "ended with 3"), ((), 4.0, "did not answer within 4 s")],
     ids=["ends", "is slow"],
 )
 def test_a_server_that_does_not_start(given, timeout, message, tmp_path) -> None:

@@ -136,9 +136,9 @@ BUGS = [
     Bug(
         "dlse-has-the-wrong-sign",
         "attention",
-        BACKWARD,
-        "total -= tl.load(dlse",
-        "total += tl.load(dlse",
+        TILES,
+        "delta -= tl.load(dlse",
+        "delta += tl.load(dlse",
     ),
     Bug("dq-without-its-scale", "attention", BACKWARD, "dq0 * scale, real, 0", "dq0, real, 0"),
     Bug("dk-without-its-scale", "attention", BACKWARD, "dk0 * scale, real, 0", "dk0, real, 0"),

@@ -91,6 +91,7 @@ OTHER = {
     "eval_fraction": 0.2,
     "seed": 1,
     "threads": 2,
+    "start": "elsewhere",
 }
 
 
