@@ -21,6 +21,7 @@ from types import CodeType, FunctionType
 from typing import Any
 from unittest import mock
 
+from ridgeline.ops.common.gluon import warpgroup_mma_wait
 from ridgeline.testing.gluon import launch, namespace
 from ridgeline.testing.gluon.errors import GluonError, LayoutError, UnsupportedError
 from ridgeline.testing.gluon.sites import Site
@@ -130,9 +131,9 @@ CHANGES: dict[int, dict[str, Callable[[ast.Call], ast.expr]]] = {
             "a count of one less": _shifted(1, "count", -1, 1),
         }),
         (hopper.fence_async_shared, _DELETE),
-        (hopper.warpgroup_mma_wait, {
+        *((wait, {
             "deleted": _deps, "one product more in flight": _shifted(0, "num_outstanding", 1, 0),
-        }),
+        }) for wait in (hopper.warpgroup_mma_wait, warpgroup_mma_wait)),
         (hopper.tma.store_wait, _DELETE | {
             "one store more in flight": _shifted(0, "pendings", 1, 0),
         }),

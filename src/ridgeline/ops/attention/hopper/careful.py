@@ -63,17 +63,17 @@ def careful_kernel(
     stride_qsb,
     stride_qsn,
     stride_qsh,
-    q_rows,
+    q_block,
     k_scale,
     stride_ksb,
     stride_ksn,
     stride_ksh,
-    k_rows,
+    k_block,
     v_scale,
     stride_vsb,
     stride_vsn,
     stride_vsh,
-    v_rows,
+    v_block,
     HEADS: gl.constexpr,
     GROUP: gl.constexpr,
     DIM: gl.constexpr,
@@ -91,9 +91,9 @@ def careful_kernel(
     if gl.load(spoilt) == 0:
         return
     EIGHT: gl.constexpr = q.dtype.element_ty == gl.float8e4nv
-    q_scales = make_scales(q_scale, stride_qsb, stride_qsn, stride_qsh, q_rows)
-    k_scales = make_scales(k_scale, stride_ksb, stride_ksn, stride_ksh, k_rows)
-    v_scales = make_scales(v_scale, stride_vsb, stride_vsn, stride_vsh, v_rows)
+    q_scales = make_scales(q_scale, stride_qsb, stride_qsn, stride_qsh, q_block)
+    k_scales = make_scales(k_scale, stride_ksb, stride_ksn, stride_ksh, k_block)
+    v_scales = make_scales(v_scale, stride_vsb, stride_vsn, stride_vsh, v_block)
     d = gl.arange(0, WIDTH, COLUMNS)
     e = gl.arange(0, VALUE_WIDTH, COLUMNS)
     for row in range(gl.program_id(0), rows, gl.num_programs(0)):
