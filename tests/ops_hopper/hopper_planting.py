@@ -3,12 +3,14 @@
 Kernels are not edited: the interpreter runs the code of a changed source, with the same lines.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import CodeType, FunctionType
 from unittest import mock
+
+from ridgeline.testing import violations
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
@@ -36,3 +38,15 @@ def planted(module: str, right: str, wrong: str) -> Iterator[None]:
 
     with mock.patch.object(Function, "code_of", staticmethod(code_of)):
         yield
+
+
+def problem(made: Iterable[tuple], run: Callable[..., tuple]) -> str | None:
+    """What is wrong with the first of the cases, each with the options of its run, if anything."""
+    for case, options in made:
+        try:
+            wrong = violations(case, *run(case, **options))
+        except Exception as error:
+            wrong = f"raised {type(error).__name__}: {error}"
+        if wrong:
+            return wrong
+    return None

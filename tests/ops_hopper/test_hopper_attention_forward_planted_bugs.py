@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from hopper_attention_cases import plain, run
-from hopper_planting import planted
+from hopper_planting import planted, problem
 
 from ridgeline.ops.common.triton import INTERPRETED
-from ridgeline.testing import violations
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="bugs are for the interpreter")
 
@@ -85,22 +84,11 @@ def made() -> list[tuple]:
     return list(cases())
 
 
-def problem(made: list[tuple]) -> str | None:
-    for case, changes in made:
-        try:
-            wrong = violations(case, *run(case, **changes))
-        except Exception as error:
-            wrong = f"raised {type(error).__name__}: {error}"
-        if wrong:
-            return wrong
-    return None
-
-
 def test_nothing_is_found_in_what_is_right(made: list[tuple]) -> None:
-    assert problem(made) is None
+    assert problem(made, run) is None
 
 
 @pytest.mark.parametrize("name", BUGS)
 def test_a_bug_is_found(name: str, made: list[tuple]) -> None:
     with planted(*BUGS[name]):
-        assert problem(made) is not None
+        assert problem(made, run) is not None
