@@ -30,6 +30,7 @@ Threads = Annotated[int, typer.Option(help="Threads; 0 for torch's default.", mi
 Csv = Annotated[Path | None, typer.Option(help="Write rows and provenance to this CSV file.")]
 Json = Annotated[Path | None, typer.Option(help="The same as JSON.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw the rows to this file.")]
+TrainDevice = Annotated[str, typer.Option(help="cpu, or cuda for the current GPU.")]
 AttentionImpl = Annotated[str, typer.Option(help="Implementation of attention.")]
 
 
@@ -255,6 +256,7 @@ def train(
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the first weights and of the data's order.")] = 0,
     threads: Threads = 0,
+    device: TrainDevice = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the latest checkpoint of OUT_DIR.")
     ] = False,
@@ -470,10 +472,11 @@ def study_quality(
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 512,
     context: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
     batch: Annotated[int, typer.Option(help="Windows of a step.")] = 2,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = 3000,
     lr: Annotated[float, typer.Option(help="Peak of the learning rate, of all alike.")] = 4e-3,
     warmup: Annotated[int, typer.Option(help="Steps until the peak.")] = 100,
     dtype: Annotated[str, typer.Option(help="bf16 (float32 master weights) or fp32.")] = "fp32",
+    device: TrainDevice = "cpu",
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     csv: Csv = None,
     plot: Plot = None,
@@ -511,6 +514,7 @@ def study_quality(
             dtype=dtype,
             eval_every=steps,
             save_every=save_every,
+            device=device,
         ),
     )
     logging.disable_progress_bar()

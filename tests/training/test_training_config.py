@@ -46,6 +46,7 @@ def test_no_warm_up_and_a_single_step():
         ("lr_floor", 1.5, ValueError),
         ("eval_fraction", 1.0, ValueError),
         ("dtype", "fp16", ValueError),
+        ("device", "tpu", ValueError),
         ("model", [], TypeError),
     ],
 )
@@ -91,6 +92,7 @@ OTHER = {
     "eval_fraction": 0.2,
     "seed": 1,
     "threads": 2,
+    "device": "cuda",
     "start": "elsewhere",
 }
 

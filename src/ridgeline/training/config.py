@@ -9,6 +9,7 @@ from ridgeline.ops.common import check
 from ridgeline.training.tokenizer import MIN_VOCAB_SIZE
 
 Precision = Literal["bf16", "fp32"]
+Device = Literal["cpu", "cuda"]
 
 # Fields of RidgelineConfig that a run chooses.
 MODEL_FIELDS = {
@@ -64,6 +65,8 @@ class TrainConfig:
         seed: of the initial weights and of the order of the data.
         threads: torch's threads, set for the whole process. Another number sums in another order
             and changes the last bits.
+        device: "cpu", or "cuda" for the current GPU. A seed's first weights and windows are the
+            same on both, the bits of a run are not.
 
     Raises:
         ValueError, TypeError: a value is impossible; the message names the field.
@@ -88,6 +91,7 @@ class TrainConfig:
     save_every: int = 100
     seed: int = 0
     threads: int = 1
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, dict):
@@ -113,6 +117,8 @@ class TrainConfig:
             raise ValueError(f"eval_fraction: expected less than 1, got {self.eval_fraction}")
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype: expected bf16 or fp32, got {self.dtype!r}")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device: expected cpu or cuda, got {self.device!r}")
 
     @property
     def tokens_per_step(self) -> int:

@@ -9,13 +9,14 @@ from ridgeline.models import RidgelineForCausalLM
 from ridgeline.training.loss import linear_cross_entropy
 
 
-def precision(dtype: str) -> AbstractContextManager:
-    """What a forward pass runs under for ``TrainConfig.dtype``."""
-    return torch.autocast("cpu", torch.bfloat16) if dtype == "bf16" else nullcontext()
+def precision(dtype: str, device: torch.device) -> AbstractContextManager:
+    """What a forward pass on ``device`` runs under for ``TrainConfig.dtype``."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
 
 
 def window_loss(model: RidgelineForCausalLM, rows: torch.Tensor) -> torch.Tensor:
     """Mean loss of ``rows [B, context + 1]``: each token but the first is predicted."""
+    rows = rows.to(model.device)
     hidden = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
     return linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, rows[:, 1:].flatten())
 
@@ -38,7 +39,7 @@ def held_out_loss(
     if predicted % context:
         groups.append(ids[None, whole * context :])
     total = 0.0
-    with precision(dtype):
+    with precision(dtype, model.device):
         for rows in groups:
             total += window_loss(model, rows).item() * (rows.numel() - len(rows))
     model.train()

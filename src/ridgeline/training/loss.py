@@ -17,12 +17,12 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
     Args:
         hidden: ``[N, D]``.
-        weight: ``[V, D]``. Products are in bfloat16 under CPU autocast, else in hidden's dtype;
+        weight: ``[V, D]``. Products are in bfloat16 under autocast, else in hidden's dtype;
             the softmax is in float32 at least.
         targets: ``[N]`` int64 below V.
     """
-    bf16 = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if bf16 else hidden.dtype
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return _LinearCrossEntropy.apply(hidden, weight, targets, dtype)
 
 
@@ -36,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         backward = ctx.needs_input_grad[0]
         grad_hidden = torch.empty_like(hidden) if backward else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if backward else None
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, len(hidden), CHUNK):
             rows = slice(start, start + CHUNK)
             h, target = hidden[rows].to(dtype), targets[rows, None]

@@ -40,4 +40,6 @@ def load_state(
     if not tensors:
         return
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {key: tensors[f"{key}.{name}"].clone() for key in STATE}
+        optimizer.state[parameter] = {
+            key: tensors[f"{key}.{name}"].to(parameter.device, copy=True) for key in STATE
+        }

@@ -65,7 +65,8 @@ def pretrain(
     Raises:
         FileNotFoundError: a text, the checkpoint to resume or the model to start from is missing.
         ValueError: a text is empty, not UTF-8 or too short, a setting is impossible or not the
-            checkpoint's, a checkpoint is damaged, or ``out_dir`` already holds a run.
+            checkpoint's, there is no GPU to train on, a checkpoint is damaged, or ``out_dir``
+            already holds a run.
         OSError: the disk is full; the checkpoint before is intact.
     """
     out_dir = Path(out_dir)
@@ -75,6 +76,8 @@ def pretrain(
         config.require_same(saved_config(saved), extend=extend)
     elif checkpoints.latest_name(out_dir / CHECKPOINTS) is not None:
         raise ValueError(f"out_dir: {out_dir} already holds a run; resume it or take another")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected cpu, since torch sees no GPU, got cuda")
     torch.set_num_threads(config.threads)
     start = None
     if saved is None and config.start is not None:

@@ -23,7 +23,7 @@ class TrainState:
     def __init__(self, config: TrainConfig, text: Text) -> None:
         self.config = config
         self.text = text
-        self.model = build_model(config, text.tokenizer)
+        self.model = build_model(config, text.tokenizer).to(config.device)
         self.optimizer = make_optimizer(self.model, config.weight_decay)
         self.steps_done = 0
 
@@ -80,7 +80,7 @@ class TrainState:
                 size=config.batch,
                 context=config.context,
             )
-            with precision(config.dtype):
+            with precision(config.dtype, self.model.device):
                 loss = window_loss(self.model, torch.from_numpy(rows))
             (loss / config.grad_accum).backward()
             total += loss.item() / config.grad_accum
