@@ -5,11 +5,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType
 from vllm.v1.kv_cache_interface import KVCacheLayout
 
 from ridgeline.ops.attention import attention
-from ridgeline.vllm.step import Group, Step, StepBuilder
+from ridgeline.vllm import fp8
+from ridgeline.vllm.step import GATHER_UP_TO, Group, Step, StepBuilder
 
 
 class RidgelineBackend(AttentionBackend):
@@ -17,7 +19,7 @@ class RidgelineBackend(AttentionBackend):
 
     forward_includes_kv_cache_update = False
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16, torch.float16, torch.float32]
-    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
+    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", *fp8.NAMES]
 
     @staticmethod
     def get_name() -> str:
@@ -35,6 +37,10 @@ class RidgelineBackend(AttentionBackend):
     @classmethod
     def supports_attn_type(cls, attn_type: str) -> bool:
         return attn_type == AttentionType.DECODER
+
+    @classmethod
+    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
+        return False  # requests are grouped by the lengths that the CPU knows
 
 
 class RidgelineImpl(AttentionImpl[Step]):
@@ -60,14 +66,11 @@ class RidgelineImpl(AttentionImpl[Step]):
         ):
             if value != wanted:
                 raise ValueError(f"{name}: RIDGELINE attention expects {wanted}, got {value!r}")
-        if kv_cache_dtype not in RidgelineBackend.supported_kv_cache_dtypes:
-            raise ValueError(
-                f"kv_cache_dtype: RIDGELINE attention expects "
-                f"{', '.join(RidgelineBackend.supported_kv_cache_dtypes)}, got {kv_cache_dtype!r}"
-            )
+        self.dtype = torch.get_default_dtype()  # the model's, while it is made
+        check_cache_dtype(kv_cache_dtype, self.dtype)
         self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        self.kv_cache_dtype = kv_cache_dtype
+        self.kv_cache_dtype, self.is_fp8 = kv_cache_dtype, kv_cache_dtype in fp8.NAMES
         # The engine counts the query itself into its window.
         self.window = None if sliding_window is None else (sliding_window - 1, 0)
         self.softcap = logits_soft_cap or 0.0
@@ -85,15 +88,16 @@ class RidgelineImpl(AttentionImpl[Step]):
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
         if attn_metadata is None:  # a run for its memory or compilation alone
+            query.new_empty(GATHER_UP_TO * self.gathered_elements(layer))
             return output.zero_()
         prompts = attn_metadata.prompts
         if prompts is not None:
             rows = prompts.tokens
             if prompts.slots is None:
-                cached = self.join(key, value)[rows]
+                new = key[rows], value[rows]
             else:
-                cached = cache_rows(kv_cache)[prompts.slots]
-            k, v = self.keys_and_values(layer, cached)
+                new = self.read(layer, cache_rows(kv_cache)[prompts.slots])
+            k, v = self.keys_and_values(layer, *new)
             output[rows] = attention(
                 query[rows],
                 k,
@@ -117,21 +121,51 @@ class RidgelineImpl(AttentionImpl[Step]):
     ) -> None:
         # Padding (-1) goes to slot 0, of the page that the engine never gives away.
         slots = slot_mapping.clamp(min=0).long()
-        cache_rows(kv_cache).index_copy_(0, slots, self.join(key, value)[: len(slots)])
+        rows = self.join(layer, key[: len(slots)], value[: len(slots)])
+        cache_rows(kv_cache).index_copy_(0, slots, rows)
 
     @abstractmethod
-    def join(self, key: Tensor, value: Tensor) -> Tensor:
-        """New tokens as the cache holds them, ``[T, h, c]``."""
+    def join(self, layer: nn.Module, key: Tensor, value: Tensor) -> Tensor:
+        """New tokens ``[T, h, d]`` as the cache holds them, ``[T, h, c]``."""
 
     @abstractmethod
-    def keys_and_values(self, layer: nn.Module, cached: Tensor) -> tuple[Tensor, Tensor]:
-        """Cached tokens ``[T, h, c]`` as the ``k`` and ``v`` of ``attention``."""
+    def read(self, layer: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of ``join``."""
+
+    @abstractmethod
+    def keys_and_values(
+        self, layer: nn.Module, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens ``[T, h, d]`` as the ``k`` and ``v`` of ``attention``."""
+
+    @abstractmethod
+    def gathered_elements(self, layer: nn.Module) -> int:
+        """Of a token in ``keys_and_values``: memory that the engine has to know of."""
 
     @abstractmethod
     def decode(self, layer: nn.Module, query: Tensor, kv_cache: Tensor, group: Group) -> Tensor:
         """``query [B, L_q, h, d]`` over the cache -> ``[B, L_q, h, d_v]``."""
 
 
+def check_cache_dtype(name: str, dtype: torch.dtype) -> None:
+    """Raises ``ValueError`` unless the operations read such a cache for queries in ``dtype``."""
+    expected = ["auto", str(dtype).removeprefix("torch.")]
+    note = ""
+    if current_platform.is_cpu():
+        note = " (an FP8 cache takes a GPU)"
+    else:
+        expected += fp8.NAMES
+    if name not in expected:
+        raise ValueError(
+            f"kv_cache_dtype: RIDGELINE attention expects {', '.join(expected)}{note}, got {name!r}"
+        )
+
+
 def cache_rows(kv_cache: Tensor) -> Tensor:
-    """The pages ``[num_pages, h, page_size, c]`` as ``[num_pages * page_size, h, c]``, a view."""
-    return kv_cache.transpose(1, 2).flatten(0, 1)
+    """The pages ``[num_pages, h, page_size, c]`` as ``[num_pages * page_size, h, c]``, a view.
+
+    Raises:
+        RuntimeError: something lies between two pages, so that there is no such view.
+    """
+    num_pages, heads, page_size, width = kv_cache.shape
+    return kv_cache.transpose(1, 2).view(num_pages * page_size, heads, width)

@@ -24,8 +24,8 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 # A chunk of at least so many new tokens is gathered: with 512 that halves its time for GQA and GLA
-# in float32 on AVX2, with 128 it gains nothing for GLA, whose keys and values are expanded. Longer
-# contexts are read where they are, for the memory that expanded ones would take.
+# in float32 on AVX2, with 128 it gains nothing for GLA, whose keys and values are expanded. For the
+# memory that they take, at most so many tokens are gathered in a step, others read where they are.
 GATHER_FROM = 256
 GATHER_UP_TO = 32768
 
@@ -72,6 +72,7 @@ class StepBuilder(AttentionMetadataBuilder[Step]):
     batch has length 0, which the operations answer with 0."""
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
+    kv_cache_spec: AttentionSpec
 
     def __init__(
         self,
@@ -83,10 +84,15 @@ class StepBuilder(AttentionMetadataBuilder[Step]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         # Decodes come first in a batch, so that their rows are a slice.
         self._init_reorder_batch_threshold(1, supports_spec_as_decode=True)
+        self.window: int | None = getattr(kv_cache_spec, "sliding_window", None)
 
     def build(
-        self, common_prefix_len: int, common: CommonAttentionMetadata, fast_build: bool = False
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
     ) -> Step:
+        common = common_attn_metadata
         if common.causal is not True:
             raise ValueError(f"causal: expected True, got {common.causal}")
         step = Step(common.num_actual_tokens)
@@ -105,10 +111,13 @@ class StepBuilder(AttentionMetadataBuilder[Step]):
         known = (seqlens.cpu() if known is None else known)[: common.num_reqs].tolist()
         whole: list[int] = []
         behind: dict[int, list[int]] = {}
+        room = GATHER_UP_TO
         for request, (query_len, seqlen) in enumerate(zip(lens, known, strict=True)):
+            is_new = seqlen == query_len
             if query_len > self.reorder_batch_threshold and (
-                seqlen == query_len or (query_len >= GATHER_FROM and seqlen <= GATHER_UP_TO)
+                is_new or (query_len >= GATHER_FROM and seqlen <= room)
             ):
+                room -= 0 if is_new else seqlen
                 whole.append(request)
             elif query_len:
                 behind.setdefault(query_len, []).append(request)
@@ -121,6 +130,13 @@ class StepBuilder(AttentionMetadataBuilder[Step]):
             step.prompts = self._prompts(whole, starts, lens, known, table)
         return step
 
+    def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> Step:
+        step = super().build_for_cudagraph_capture(common_attn_metadata)
+        if step.prompts is not None or len(step.groups) != 1:
+            lens = common_attn_metadata.query_start_loc_cpu.diff().tolist()
+            raise ValueError(f"expected a batch of one query length to capture, got {lens}")
+        return step
+
     def _prompts(
         self,
         requests: list[int],
@@ -129,11 +145,19 @@ class StepBuilder(AttentionMetadataBuilder[Step]):
         seqlens: list[int],
         block_table: Tensor,
     ) -> Prompts:
-        q_lens, k_lens = ([x[i] for i in requests] for x in (query_lens, seqlens))
+        q_lens, ends = ([x[i] for i in requests] for x in (query_lens, seqlens))
+        firsts = [0] * len(ends)
+        if self.window is not None:  # the engine gives away the pages behind it
+            behind = self.window - 1  # the engine counts the query itself
+            firsts = [max(end - n - behind, 0) for n, end in zip(q_lens, ends, strict=True)]
+        k_lens = [end - first for first, end in zip(firsts, ends, strict=True)]
         slots = None
         if q_lens != k_lens:
             size = self.kv_cache_spec.block_size
-            positions = [torch.arange(n, device=self.device) for n in k_lens]
+            positions = [
+                torch.arange(first, end, device=self.device)
+                for first, end in zip(firsts, ends, strict=True)
+            ]
             slots = torch.cat(
                 [
                     block_table[i, at // size].long() * size + at % size

@@ -1,6 +1,7 @@
 """One state cached as key and value at once: GTA; MLA and GLA, absorbed.
 
-A token is one row of the cache, ``[states of this rank | RoPE key]``, as in ``CacheSpec``.
+A token is one row of the cache, ``[states of this rank | RoPE key]``, as in ``CacheSpec``; in FP8
+the RoPE key stays in the model's type, and the states' scales are behind.
 """
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor
 from vllm.config import CacheConfig, VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.utils.torch_utils import _encode_layer_name
-from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 
 from ridgeline.cache import CacheSpec
 from ridgeline.ops.tied_decode import tied_decode
 from ridgeline.vllm.backend import RidgelineBackend, RidgelineImpl
+from ridgeline.vllm.fp8 import dequantize, quantize, tied_record
 from ridgeline.vllm.step import Group
 
 
@@ -30,36 +32,64 @@ class TiedImpl(RidgelineImpl):
         if self.window is not None or self.softcap:
             raise ValueError("sliding_window, logits_soft_cap: expected neither with a tied cache")
         self.spec = spec
+        self.record = None
+        if self.is_fp8:
+            self.record = tied_record(spec.heads, spec.dim, spec.rope_dim, self.dtype)
 
-    def join(self, key: Tensor, value: Tensor) -> Tensor:
-        return key
+    def join(self, layer: "TiedAttention", key: Tensor, value: Tensor) -> Tensor:
+        if self.record is None:
+            return key
+        state, rope = self._split(key)
+        values, scale = quantize(state.squeeze(1))
+        return self.record.join(values.flatten(1), rope.squeeze(1), scale).unsqueeze(1)
 
-    def keys_and_values(self, layer: "TiedAttention", cached: Tensor) -> tuple[Tensor, Tensor]:
-        state, rope = self._split(cached.squeeze(1))
+    def read(self, layer: "TiedAttention", rows: Tensor) -> tuple[Tensor, Tensor]:
+        if self.record is not None:
+            values, rope, scale = self.record.split(rows.squeeze(1))
+            state = dequantize(self._states(values), scale, self.dtype)
+            rows = torch.cat((state.flatten(1), rope), dim=-1).unsqueeze(1)
+        return rows, rows
+
+    def keys_and_values(
+        self, layer: "TiedAttention", key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        state, rope = self._split(key.squeeze(1))
         k, v = layer.expand(state)
         return torch.cat((k, rope.unsqueeze(1).expand(-1, k.shape[1], -1)), dim=-1), v
+
+    def gathered_elements(self, layer: "TiedAttention") -> int:
+        return self.num_heads * (self.head_size + layer.head_size_v)
 
     def decode(
         self, layer: "TiedAttention", query: Tensor, kv_cache: Tensor, group: Group
     ) -> Tensor:
-        rope_dim = self.spec.rope_dim
+        rope_dim, pages, scales = self.spec.rope_dim, kv_cache.squeeze(1), {}
         q_nope, q_rope = query.split((query.shape[-1] - rope_dim, rope_dim), dim=-1)
+        if self.record is None:
+            state, rope = self._split(pages)
+        else:
+            values, rope, scale = self.record.split(pages)
+            state, scales = self._states(values), {"state_scale": scale.unsqueeze(-1)}
         out = tied_decode(
             layer.absorb_query(q_nope),
             q_rope,
-            *self._split(kv_cache.squeeze(1)),
+            state,
+            rope,
             group.block_table,
             group.cache_seqlens,
             softmax_scale=self.scale,
+            **scales,
         )
         return layer.absorb_output(out)
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """States ``[..., h_s, d_s]`` and RoPE keys of rows ``[..., h_s * d_s + d_R]``."""
-        spec = self.spec
-        width = spec.heads * spec.dim
-        state, rope = rows.split((width, spec.rope_dim), dim=-1)
-        return state.unflatten(-1, (spec.heads, spec.dim)), rope
+        width = self.spec.heads * self.spec.dim
+        state, rope = rows.split((width, self.spec.rope_dim), dim=-1)
+        return self._states(state), rope
+
+    def _states(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, (self.spec.heads, self.spec.dim))
 
 
 class TiedAttention(Attention):
@@ -98,12 +128,15 @@ class TiedAttention(Attention):
         self.nope_dim, self.spec, self.shards = nope_dim, spec, shards
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> FullAttentionSpec:
+        record = self.impl.record
         return FullAttentionSpec(
             block_size=vllm_config.cache_config.block_size,
             num_kv_heads=1,
             head_size=self.spec.elements_per_token,
             head_size_v=0,
             dtype=self.kv_cache_torch_dtype,
+            kv_quant_mode=KVQuantMode.FP8_PER_TOKEN_HEAD if record else KVQuantMode.NONE,
+            state_content_bytes=record.nbytes if record else None,
             max_tp_shards=self.shards,
         )
 

@@ -113,7 +113,7 @@ def tanh(x):
     z = x * x
     p = 0.02111622 - 0.00627639 * z
     p = -0.3333333 + z * (0.13332924 + z * (-0.05387514 + z * p))
-    e = tl.exp2(-2.0 * LOG2_E * tl.abs(x))
+    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
     far = (1.0 - e) / (1.0 + e)
     return tl.where(tl.abs(x) < 0.6, x + x * (z * p), tl.where(x < 0, -far, far))
 
