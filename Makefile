@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SERVING := .venv-serving/bin
+# Most installed modules are never imported, so none is byte-compiled before its first import.
+INSTALL := pip install --no-compile
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
 .PHONY: demo test test-serving bench docs lint clean
@@ -28,27 +30,27 @@ lint: .venv/.test
 # The core is compiled again only when something it is built from changed; Python edits take effect at once.
 .venv/.python: constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt torch numpy scikit-build-core nanobind cmake ninja
+	$(BIN)/$(INSTALL) -c constraints.txt torch numpy scikit-build-core nanobind cmake ninja
 	touch $@
 
 .venv/.demo: .venv/.python $(BUILD_INPUTS)
-	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[cli,hf,plan]"
+	$(BIN)/$(INSTALL) -c constraints.txt --no-build-isolation -e ".[cli,hf,plan]"
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(BIN)/pip install -c constraints.txt --no-build-isolation -e ".[cli,hf,plan,train,test,docs]"
+	$(BIN)/$(INSTALL) -c constraints.txt --no-build-isolation -e ".[cli,hf,plan,train,test,docs]"
 	touch $@
 
 .venv-serving/.python: constraints-serving.txt
 	$(PYTHON) -m venv .venv-serving
-	$(SERVING)/pip install -c constraints-serving.txt torch numpy
-	$(SERVING)/pip install --no-deps -r constraints-serving.txt
+	$(SERVING)/$(INSTALL) -c constraints-serving.txt torch numpy
+	$(SERVING)/$(INSTALL) --no-deps -r constraints-serving.txt
 	touch $@
 
 # A wheel, for which the core that .venv has compiled is not compiled again.
 .venv-serving/.test: .venv-serving/.python .venv/.python $(BUILD_INPUTS) $(shell find src -name '*.py')
 	$(BIN)/pip wheel --no-build-isolation --no-deps -w build/wheel .
-	$(SERVING)/pip install --no-deps --force-reinstall build/wheel/ridgeline-*.whl
+	$(SERVING)/$(INSTALL) --no-deps --force-reinstall build/wheel/ridgeline-*.whl
 	touch $@
 
 clean:
