@@ -472,7 +472,7 @@ def study_quality(
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 512,
     context: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
     batch: Annotated[int, typer.Option(help="Windows of a step.")] = 2,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = 3000,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of a run.")] = 2000,
     lr: Annotated[float, typer.Option(help="Peak of the learning rate, of all alike.")] = 4e-3,
     warmup: Annotated[int, typer.Option(help="Steps until the peak.")] = 100,
     dtype: Annotated[str, typer.Option(help="bf16 (float32 master weights) or fp32.")] = "fp32",
