@@ -11,6 +11,7 @@ import torch
 from hopper_launches import BF16, PROCESSORS, recorded
 
 from ridgeline.ops.attention.hopper import forward
+from ridgeline.ops.attention.hopper.paged_config import paged_config
 from ridgeline.testing.gluon_aot import Launch, compiled, disassembled, resources
 
 
@@ -42,6 +43,25 @@ def forward_call(
     return lambda: forward.forward(q, k, v, starts, starts, ends, *options)
 
 
+def paged_call(
+    dim: int,
+    page_size: int,
+    heads: int = 32,
+    kv_heads: int = 8,
+    length: int = 1024,
+    *,
+    window: int = -1,
+) -> Callable[[], None]:
+    """A chunk of a prompt of each of 8 sequences, as ``paged_decode`` has it."""
+    q = torch.empty(8, length, heads, dim, dtype=BF16)
+    cache = torch.empty(4, page_size, kv_heads, dim, dtype=BF16)
+    tables = {"cache_seqlens": torch.empty(8, dtype=torch.int32)}
+    tables["block_table"] = torch.empty(8, 8192 // page_size, dtype=torch.int32)
+    tables["config"] = paged_config(q, cache, cache, 1)
+    options = (dim**-0.5, True, window, -1, 0.0, torch.empty_like(q), torch.empty(q.shape[:-1]))
+    return lambda: forward.forward(q, cache, cache, None, None, None, *options, **tables)
+
+
 FORWARD, CAREFUL = 0, 1  # launches of a call
 CALLS = {
     "forward-128": (forward_call(128, 128), FORWARD),
@@ -55,6 +75,10 @@ CALLS = {
         forward_call(128, 128, 32, 8, length=33, causal=True, window=1000),
         FORWARD,
     ),
+    "paged-128-page-16": (paged_call(128, 16), FORWARD),
+    "paged-128-page-128": (paged_call(128, 128), FORWARD),
+    "paged-64-page-64-window": (paged_call(64, 64, window=4095), FORWARD),
+    "paged-256-page-16": (paged_call(256, 16), FORWARD),
     "careful-256": (forward_call(256, 256, packed=True, tree=True, softcap=30.0), CAREFUL),
 }
 

@@ -11,11 +11,13 @@ import pytest
 from ridgeline.testing.gluon_aot import Resources
 
 # Representative launches: products, most bytes of stack (what every item starts and ends with; no
-# loop over keys reads it), exponentials of a thread for a tile of keys. Others on demand:
+# loop over keys reads it), exponentials of a thread for a tile of keys, copies: for each 64 columns
+# of two consumers' queries, of keys and values in two places each, by parts of pages. Others:
 # ``python -m ridgeline.testing.gluon_aot hopper_attention_launches:launches``.
 EXPECTED = {
-    "forward-128-causal": ({"64x128x16"}, 16, 64 * 128 // 128),
-    "forward-256-causal": ({"64x64x16", "64x256x16"}, 152, 64 * 64 // 128),
+    "forward-128-causal": ({"64x128x16"}, 16, 64 * 128 // 128, 2 * 6),
+    "forward-256-causal": ({"64x64x16", "64x256x16"}, 152, 64 * 64 // 128, 4 * 6),
+    "paged-128-page-16": ({"64x128x16"}, 24, 64 * 128 // 128, 2 * (2 + 4 * 8)),
 }
 
 
@@ -32,7 +34,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_forward_kernel_as_compiled(found: dict[str, dict], name: str) -> None:
-    products, stack, exponentials = EXPECTED[name]
+    products, stack, exponentials, copies = EXPECTED[name]
     under_products = found[name].pop("under_products")
     kernel = Resources(**found[name])
     assert kernel.shared <= 227 << 10
@@ -40,7 +42,7 @@ def test_the_forward_kernel_as_compiled(found: dict[str, dict], name: str) -> No
     # Three warpgroups start with what 65,536 registers allow each thread, and then share them out.
     assert (kernel.warps, kernel.registers) == (12, 168)
     assert kernel.count("USETMAXREG") >= 4
-    assert kernel.count("UTMALDG") > 0
+    assert kernel.count("UTMALDG") == copies
     assert kernel.count("HGMMA") == sum(kernel.count(f"HGMMA.{shape}") for shape in products) > 0
     assert all(kernel.count(f"HGMMA.{shape}") for shape in products)
     # Both loops of both consumers: the softmax runs while values are multiplied.

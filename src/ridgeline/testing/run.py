@@ -94,7 +94,11 @@ def _run_triton(case: DecodeCase, tile: str, prefetch: int, fill: float) -> tupl
 
 
 def launch_decode(
-    case: DecodeCase, impl: str, fill: float = torch.nan, **changes: int
+    case: DecodeCase,
+    impl: str,
+    fill: float = torch.nan,
+    config: object | None = None,
+    **changes: int,
 ) -> tuple[Tensor, Tensor]:
     """``out`` and ``lse`` of a direct call of a GPU's kernel, where the tensors of the case are.
 
@@ -102,7 +106,8 @@ def launch_decode(
         case: of a decode operation.
         impl: "triton" or "hopper".
         fill: what the outputs hold before.
-        changes: fields of the tiling that replace those chosen for the case.
+        config: a tiling in the place of the decode kernel's for the case.
+        changes: fields of the tiling to replace.
     """
     rows = case.q.shape[:3]
     lse = torch.full(rows, fill, device=case.q.device)
@@ -120,7 +125,7 @@ def launch_decode(
         scales = (_scale(case, "k_scale"), _scale(case, "v_scale"))
     module = import_module(f"ridgeline.ops.{name}.{impl}")
     out = case.q.new_full((*rows, value_dim), fill)
-    config = replace(module.config_for(*tiled_by, *scales), **changes)
+    config = replace(config or module.config_for(*tiled_by, *scales), **changes)
     getattr(module, name)(*inputs, *options, *scales, case.num_splits, out, lse, config=config)
     return out, lse
 

@@ -421,7 +421,8 @@ def lists_kernel(
 class Problem:
     """A call's layout and options as the kernels take them; allocations depend on shapes alone.
 
-    ``group``: the heads of a kv head's group that are rows of one tile, by default all.
+    ``key_len``: the most keys of a sequence where ``k`` is pages of them. ``group``: the heads of a
+    kv head's group that are rows of one tile, by default all.
     """
 
     def __init__(
@@ -438,12 +439,13 @@ class Problem:
         window_right: int,
         softcap: float,
         *,
+        key_len: int | None = None,
         group: int | None = None,
     ) -> None:
         packed = cu_seqlens_q is not None
         self.q, self.k, self.v = q, k, v
         self.batch = cu_seqlens_q.shape[0] - 1 if packed else q.shape[0]
-        self.query_len, self.key_len = q.shape[-3], k.shape[-3]  # packed: of all
+        self.query_len, self.key_len = q.shape[-3], key_len or k.shape[-3]  # packed: of all
         self.packed, self.cu_q, self.cu_k = packed, cu_seqlens_q, cu_seqlens_k
         self.subtree_end = subtree_end
         self.kv_heads = k.shape[-2]

@@ -1,7 +1,12 @@
-"""``paged_decode`` on Hopper: the query heads of a cached head are the rows of one tile."""
+"""``paged_decode`` on Hopper: the query heads of a cached head are the rows of one tile.
+
+Many queries, as of a chunk of a prompt, are the work of the forward kernel of ``attention``.
+"""
 
 from torch import Tensor
 
+from ridgeline.ops.attention.hopper.config import ForwardConfig
+from ridgeline.ops.attention.hopper.paged_config import paged_config
 from ridgeline.ops.common import device, hopper_config
 from ridgeline.ops.common.hopper_config import HopperConfig
 
@@ -57,11 +62,13 @@ def paged_decode(
     out: Tensor,
     lse: Tensor,
     *,
-    config: HopperConfig | None = None,
+    config: HopperConfig | ForwardConfig | None = None,
 ) -> None:
-    """Fills ``out [B, L_q, h_q, d_v]`` and ``lse [B, L_q, h_q]``; ``config`` as in tied_decode."""
-    from ridgeline.ops.common import hopper
+    """Fills ``out [B, L_q, h_q, d_v]`` and ``lse [B, L_q, h_q]``.
 
+    ``config`` as in tied_decode, or a tiling of ``attention``'s forward kernel, which then runs;
+    ``None``: that of ``paged_config`` where it gives one.
+    """
     batch, query_len = q.shape[:2]
     num_pages, page_size = k_cache.shape[:2]
     capacity = block_table.shape[1] * page_size
@@ -71,9 +78,19 @@ def paged_decode(
     )
     if batch == 0:
         return
+    config = config or paged_config(q, k_cache, v_cache, num_splits)
+    if isinstance(config, ForwardConfig):
+        from ridgeline.ops.attention.hopper.forward import forward
+
+        options = (softmax_scale, causal, window_left, window_right, softcap, out, lse)
+        tables = {"block_table": block_table, "cache_seqlens": cache_seqlens}
+        forward(q, k_cache, v_cache, None, None, None, *options, **tables, config=config)
+        return
     # A side of the window that bounds no query's view is dropped.
     window_left = -1 if window_left >= capacity else window_left
     window_right = -1 if causal or window_right >= query_len - 1 else window_right
+    from ridgeline.ops.common import hopper
+
     hopper.decode(
         q,
         None,

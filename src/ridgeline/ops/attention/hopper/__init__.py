@@ -5,8 +5,10 @@ config             what the kernels support and how they are tiled; does not imp
 tensors            inputs as the tensor memory unit reads them
 scales             those of FP8 inputs
 turned             values with keys side by side, as FP8 products read them
+paged_config       which calls of paged_decode the forward kernel takes; does not import Triton
 ring               tiles in shared memory between a producer and consumers
 work               which tiles of rows a program computes, over which tiles of keys each goes
+pages              tiles of keys and of values out of pages
 consumer           a consumer warpgroup of the forward kernel: scores, online softmax, output
 careful            rows whose result is not finite, once more
 forward            the forward kernel, its producer and its launcher

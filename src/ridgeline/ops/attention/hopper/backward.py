@@ -166,7 +166,7 @@ def backward(
                 lse if lists is None else lists,
                 *band,
                 row_tiles,
-                section(k, v, problem.batch, group, heads),
+                section(problem, group, heads),
                 PACKED=problem.packed,
                 HEADS=heads,
                 DIM=dim,

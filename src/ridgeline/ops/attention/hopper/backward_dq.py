@@ -17,7 +17,7 @@ from ridgeline.ops.attention.hopper.backward_products import (
 )
 from ridgeline.ops.attention.hopper.consumer import Scores
 from ridgeline.ops.attention.hopper.ring import make_ring
-from ridgeline.ops.attention.hopper.work import Work
+from ridgeline.ops.attention.hopper.work import make_work
 from ridgeline.ops.attention.tiles import cap_slope, first_tile, logits, output_rows
 from ridgeline.ops.common.gluon import aggregate, gl, gluon, warpgroup_mma_wait
 from ridgeline.ops.common.hopper_attend import accumulator
@@ -204,25 +204,25 @@ def dq_kernel(
     PRODUCER_REGS: gl.constexpr,
 ):
     """Programs that stay, each with every ``num_programs``-th item; see ``work``."""
-    work = Work(
+    work = make_work(
         cu_q,
         cu_k,
-        gl.to_tensor(stride_cuq),
-        gl.to_tensor(stride_cuk),
-        gl.to_tensor(batch),
-        gl.to_tensor(query_len),
-        gl.to_tensor(key_len),
-        gl.to_tensor(left),
-        gl.to_tensor(right),
+        stride_cuq,
+        stride_cuk,
+        batch,
+        query_len,
+        key_len,
+        left,
+        right,
         ends,
         lists,
-        gl.to_tensor(capacity),
-        gl.to_tensor(stride_eb),
-        gl.to_tensor(stride_el),
-        gl.to_tensor(band),
-        gl.to_tensor(row_tiles),
-        gl.to_tensor(HEADS),
-        gl.to_tensor(section),
+        capacity,
+        stride_eb,
+        stride_el,
+        band,
+        row_tiles,
+        HEADS,
+        section,
         PACKED,
         LEFT,
         RIGHT,

@@ -17,8 +17,8 @@ class Ring:
 
     x0: gl.shared_memory_descriptor  # [STAGES, 1, rows, heads, width]; [STAGES, 1, 1, width, rows]
     x1: gl.shared_memory_descriptor  # x0 unless COLUMNS is 2
-    full: gl.shared_memory_descriptor  # [STAGES, 1]
-    empty: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor  # [STAGES + OWN, 1]
+    empty: gl.shared_memory_descriptor  # [STAGES, 1]
     STAGES: gl.constexpr
     COLUMNS: gl.constexpr
     TURNED: gl.constexpr
@@ -39,24 +39,41 @@ class Ring:
 
         Its barrier awaits ``BESIDE`` bytes more, of what the caller copies beside it.
         """
-        stage = n % self.STAGES
-        mbarrier.wait(self.empty.index(stage), ((n // self.STAGES) & 1) ^ 1)
-        full = self.full.index(stage)
+        self.wait_empty(n)
+        full = self.full.index(n % self.STAGES)
+        self.expect(full, desc0, desc1, 1, BESIDE)
+        self.copy(n, desc0, desc1, b, row, head, full, 0)
+
+    @gluon.jit
+    def wait_empty(self, n):
+        """Producer: until every consumer has released what was in the stage of tile n."""
+        mbarrier.wait(self.empty.index(n % self.STAGES), ((n // self.STAGES) & 1) ^ 1)
+
+    @gluon.jit
+    def expect(self, bar, desc0, desc1, BLOCKS: gl.constexpr, BESIDE: gl.constexpr = 0):
+        """Producer: ``bar`` awaits so many blocks of the descriptors, and ``BESIDE`` bytes."""
         BYTES: gl.constexpr = desc0.block_type.nbytes + (
             desc1.block_type.nbytes if self.COLUMNS == 2 else 0
         )
-        mbarrier.expect(full, BYTES + BESIDE)
-        self.copy(desc0, b, row, head, 0, full, self.x0.index(stage))
-        if self.COLUMNS == 2:
-            FIRST: gl.constexpr = self.x0.shape[3 if self.TURNED else 4]
-            self.copy(desc1, b, row, head, FIRST, full, self.x1.index(stage))
+        mbarrier.expect(bar, BLOCKS * BYTES + BESIDE)
 
     @gluon.jit
-    def copy(self, desc, b, row, head, column, full, tile):
+    def copy(self, n, desc0, desc1, b, row, head, bar, PART: gl.constexpr):
+        """Producer: begins to copy a block of the descriptors, the ``PART``-th of tile n."""
+        stage = n % self.STAGES
+        self.copy_columns(desc0, b, row, head, 0, bar, self.x0.index(stage), PART)
+        if self.COLUMNS == 2:
+            FIRST: gl.constexpr = self.x0.shape[3 if self.TURNED else 4]
+            self.copy_columns(desc1, b, row, head, FIRST, bar, self.x1.index(stage), PART)
+
+    @gluon.jit
+    def copy_columns(self, desc, b, row, head, column, bar, tile, PART: gl.constexpr):
         if self.TURNED:
-            tma.async_copy_global_to_shared(desc, [b, head, column, row], full, tile)
+            tma.async_copy_global_to_shared(desc, [b, head, column, row], bar, tile)
         else:
-            tma.async_copy_global_to_shared(desc, [b, row, head, column], full, tile)
+            ROWS: gl.constexpr = desc.block_type.shape[1]
+            part = tile.slice(PART * ROWS, ROWS, 1)
+            tma.async_copy_global_to_shared(desc, [b, row, head, column], bar, part)
 
     @gluon.jit
     def wait(self, n):
@@ -77,6 +94,13 @@ class Ring:
 
 
 @gluon.jit
+def make_tiles(desc, STAGES: gl.constexpr, PARTS: gl.constexpr):
+    BLOCK: gl.constexpr = desc.block_type.shape
+    SHAPE: gl.constexpr = [BLOCK[0], BLOCK[1] * PARTS, BLOCK[2], BLOCK[3]]
+    return tiles(desc.dtype, STAGES, SHAPE)
+
+
+@gluon.jit
 def make_ring(
     desc0,
     desc1,
@@ -84,15 +108,17 @@ def make_ring(
     COLUMNS: gl.constexpr,
     CONSUMERS: gl.constexpr,
     TURNED: gl.constexpr = False,
+    PARTS: gl.constexpr = 1,
+    OWN: gl.constexpr = 0,
 ):
-    """A ring of the blocks of descriptors, which ``CONSUMERS`` partitions read."""
-    dtype: gl.constexpr = desc0.dtype
-    BLOCK0: gl.constexpr = desc0.block_type.shape
-    x0 = tiles(dtype, STAGES, BLOCK0)
+    """A ring of tiles, each ``PARTS`` blocks of descriptors, which ``CONSUMERS`` partitions read.
+
+    ``OWN``: barriers for full beyond those of the stages, which only the producer awaits.
+    """
+    x0 = make_tiles(desc0, STAGES, PARTS)
     x1 = x0
     if COLUMNS == 2:
-        BLOCK1: gl.constexpr = desc1.block_type.shape
-        x1 = tiles(dtype, STAGES, BLOCK1)
-    full = barriers(STAGES, 1)
+        x1 = make_tiles(desc1, STAGES, PARTS)
+    full = barriers(STAGES + OWN, 1)
     empty = barriers(STAGES, CONSUMERS)
     return Ring(x0, x1, full, empty, STAGES, COLUMNS, TURNED)

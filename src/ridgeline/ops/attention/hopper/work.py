@@ -116,6 +116,7 @@ class Work:
     entities: gl.tensor
     section: gl.tensor  # entities side by side
     PACKED: gl.constexpr
+    PAGED: gl.constexpr  # ``cu_k`` has each sequence's number of keys, ``key_len`` the most
     LEFT: gl.constexpr
     RIGHT: gl.constexpr
     TREE: gl.constexpr
@@ -146,6 +147,7 @@ class Work:
         entities,
         section,
         PACKED,
+        PAGED,
         LEFT,
         RIGHT,
         TREE,
@@ -173,6 +175,7 @@ class Work:
         self.entities = entities
         self.section = section
         self.PACKED = gl.constexpr(PACKED)
+        self.PAGED = gl.constexpr(PAGED)
         self.LEFT = gl.constexpr(LEFT)
         self.RIGHT = gl.constexpr(RIGHT)
         self.TREE = gl.constexpr(TREE)
@@ -205,6 +208,9 @@ class Work:
         b, block = self.find(self.band + tile)
         start_q, len_q = find_sequence(b, self.cu_q, self.stride_cuq, self.query_len, self.PACKED)
         start_k, len_k = find_sequence(b, self.cu_k, self.stride_cuk, self.key_len, self.PACKED)
+        if self.PAGED:
+            found = gl.load(self.cu_k + b.to(gl.int64) * self.stride_cuk)
+            len_k = gl.minimum(gl.maximum(found, 0), self.key_len)
         begin = (gl.cdiv(len_q * self.PACK, self.BLOCK_M) - 1 - block) * self.BLOCK_M
         first = len_k - len_q + begin // self.PACK
         last = gl.minimum(len_k - len_q + (begin + self.BLOCK_M - 1) // self.PACK, len_k - 1)
@@ -289,5 +295,75 @@ class Work:
         return (low[None, :] <= position[:, None]) & (position[:, None] < high[None, :])
 
     @gluon.jit
+    def first_seen(self, item):
+        """The first key of an item's sequence that a window leaves to any of its queries."""
+        first = 0
+        if self.LEFT:
+            first = gl.maximum(item.len_k - item.len_q - self.left, 0)
+        return first
+
+    @gluon.jit
     def kv_head(self, item):
         return item.entity * self.PACK // self.GROUP
+
+
+@gluon.jit
+def make_work(
+    cu_q,
+    cu_k,
+    stride_cuq,
+    stride_cuk,
+    batch,
+    query_len,
+    key_len,
+    left,
+    right,
+    ends,
+    lists,
+    capacity,
+    stride_eb,
+    stride_el,
+    band,
+    row_tiles,
+    entities,
+    section,
+    PACKED: gl.constexpr,
+    LEFT: gl.constexpr,
+    RIGHT: gl.constexpr,
+    TREE: gl.constexpr,
+    PACK: gl.constexpr,
+    GROUP: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    PAGED: gl.constexpr = False,
+):
+    """The work of a launch, from numbers as a kernel has them."""
+    return Work(
+        cu_q,
+        cu_k,
+        gl.to_tensor(stride_cuq),
+        gl.to_tensor(stride_cuk),
+        gl.to_tensor(batch),
+        gl.to_tensor(query_len),
+        gl.to_tensor(key_len),
+        gl.to_tensor(left),
+        gl.to_tensor(right),
+        ends,
+        lists,
+        gl.to_tensor(capacity),
+        gl.to_tensor(stride_eb),
+        gl.to_tensor(stride_el),
+        gl.to_tensor(band),
+        gl.to_tensor(row_tiles),
+        gl.to_tensor(entities),
+        gl.to_tensor(section),
+        PACKED,
+        PAGED,
+        LEFT,
+        RIGHT,
+        TREE,
+        PACK,
+        GROUP,
+        BLOCK_M,
+        BLOCK_N,
+    )
