@@ -22,7 +22,6 @@ from ridgeline.bench.shapes import DTYPES
 from ridgeline.roofline import configs, fields, roofs
 from ridgeline.roofline.measure import (
     BALLAST,
-    REPS,
     Linear,
     Planned,
     Rates,
@@ -34,6 +33,7 @@ from ridgeline.roofline.measure import (
 from ridgeline.roofline.model import ModelShape
 from ridgeline.serving.launch import require_engine
 
+ROUNDS = 31  # calls of a few milliseconds, which another process easily doubles
 SEEN = 90  # percent of the prompts' tokens found in the cache: the rest takes a step or two
 SIZES = (
     "hidden_size",
@@ -185,7 +185,7 @@ def run(steps: Sequence[ServedStep]) -> list[Planned]:
         nbytes.append(moved)
     for call in calls.values():
         call()
-    times = timing.medians(timing.interleave(calls, REPS))
+    times = timing.medians(timing.interleave(calls, ROUNDS))
     found = []
     for i, step in enumerate(steps):
         label = step.shape.name
