@@ -28,7 +28,9 @@ def forward_call(
     packed: bool = False,
     tree: bool = False,
     dtype: torch.dtype = BF16,
+    block: int = 128,
 ) -> Callable[[], None]:
+    """Of a forward; FP8 with a scale for each ``block`` of rows, or packed each head."""
     batch = 1 if packed else 2
     q = torch.empty(batch, length, heads, dim, dtype=dtype)
     k = torch.empty(batch, length, kv_heads, dim, dtype=dtype)
@@ -38,9 +40,19 @@ def forward_call(
     if packed:
         q, k, v = q[0], k[0], v[0]
         ends = None if ends is None else ends[0]
-    out, lse = q.new_empty(*q.shape[:-1], value_dim), torch.empty(q.shape[:-1])
+    out, lse = torch.empty(*q.shape[:-1], value_dim, dtype=BF16), torch.empty(q.shape[:-1])
     options = (dim**-0.5, causal, window, -1, softcap, out, lse)
-    return lambda: forward.forward(q, k, v, starts, starts, ends, *options)
+    scales = {}
+    if dtype == FP8:
+        shape = () if packed else (batch, length // block)
+        scales = {
+            f"{name}_scale": torch.empty(*shape, x.shape[-2])
+            for name, x in zip("qkv", (q, k, v), strict=True)
+        }
+    return lambda: forward.forward(q, k, v, starts, starts, ends, *options, **scales)
+
+
+FP8 = torch.float8_e4m3fn
 
 
 def paged_call(
@@ -75,6 +87,17 @@ CALLS = {
         forward_call(128, 128, 32, 8, length=33, causal=True, window=1000),
         FORWARD,
     ),
+    "fp8-64-causal": (forward_call(64, 64, causal=True, dtype=FP8), FORWARD),
+    "fp8-96": (forward_call(96, 96, dtype=FP8), FORWARD),
+    "fp8-128": (forward_call(128, 128, dtype=FP8), FORWARD),
+    "fp8-128-causal": (forward_call(128, 128, causal=True, dtype=FP8), FORWARD),
+    "fp8-128-blocks-of-64": (forward_call(128, 128, causal=True, dtype=FP8, block=64), FORWARD),
+    "fp8-128-packed-tree": (
+        forward_call(128, 128, packed=True, tree=True, dtype=FP8),
+        FORWARD,
+    ),
+    "fp8-192-128-causal": (forward_call(192, 128, causal=True, dtype=FP8), FORWARD),
+    "fp8-256-causal": (forward_call(256, 256, causal=True, dtype=FP8), FORWARD),
     "paged-128-page-16": (paged_call(128, 16), FORWARD),
     "paged-128-page-128": (paged_call(128, 128), FORWARD),
     "paged-64-page-64-window": (paged_call(64, 64, window=4095), FORWARD),
@@ -89,6 +112,7 @@ def launches(*names: str) -> dict[str, Launch]:
         mock.patch("ridgeline.ops.attention.hopper.forward.processors", return_value=PROCESSORS),
         mock.patch("ridgeline.ops.attention.tiles.ends_kernel"),
         mock.patch("ridgeline.ops.attention.tiles.lists_kernel"),
+        mock.patch("ridgeline.ops.attention.hopper.turned.turn_kernel"),
     ):
         return {name: recorded(*CALLS[name]) for name in names or CALLS}
 

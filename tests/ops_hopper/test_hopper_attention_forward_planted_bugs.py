@@ -21,18 +21,18 @@ BUGS = {
         "l = l * gl.convert_layout(alpha",
         "l = l + 0 * gl.convert_layout(alpha",
     ),
-    "outputs-not-rescaled": ("consumer", "o * gl.convert_layout(alpha, rows)[:, None]", "o"),
+    "outputs-not-rescaled": ("values", "(found[i] * factor,)", "(found[i],)"),
     "nothing-seen-is-nan": (
         "consumer",
         'gl.where(m_new == float("-inf"), 0.0, m_new)',
         "m_new",
     ),
-    "division-by-nothing": ("consumer", "gl.where(total == 0.0, 1.0, total)", "total"),
-    "rows-past-the-end": ("consumer", "row < item.len_q * work.PACK", "row >= 0"),
-    "columns-past-the-end": ("consumer", "(d < self.VALUE_DIM)", "(d >= 0)"),
+    "division-by-nothing": ("results", "gl.where(total == 0.0, 1.0, total)", "total"),
+    "rows-past-the-end": ("results", "row < item.len_q * work.PACK", "row >= 0"),
+    "columns-past-the-end": ("results", "(d < self.VALUE_DIM)", "(d >= 0)"),
     "unmasked": ("consumer", "item.masked, 1), item.count", "item.masked, 1), item.count - 1"),
     "values-of-the-next-tile": (
-        "consumer",
+        "values",
         "values.tile(n, i), os[i]",
         "values.tile(n + 1, i), os[i]",
     ),
@@ -59,11 +59,11 @@ BUGS = {
     ),
     "keys-where-queries-start": (
         "forward",
-        "item.start_k.to(gl.int32)",
-        "item.start_q.to(gl.int32)",
+        "row = item.start_k.to(gl.int32)",
+        "row = item.start_q.to(gl.int32)",
     ),
     "heads-not-packed": ("forward", "reader = item.entity * work.PACK", "reader = item.entity"),
-    "second-columns-are-the-first": ("ring", "row, head, FIRST, full", "row, head, 0, full"),
+    "second-columns-are-the-first": ("ring", "row, head, FIRST, bar", "row, head, 0, bar"),
 }
 
 

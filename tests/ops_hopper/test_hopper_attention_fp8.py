@@ -4,69 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hopper_attention_cases import PACKED, plain
-from torch import Tensor
+from hopper_attention_cases import PACKED
+from hopper_attention_fp8_cases import quantized, run, violation
 
-from ridgeline.ops.attention import fp8
-from ridgeline.ops.attention.hopper import forward
-from ridgeline.ops.common.triton import INTERPRETED
-from ridgeline.testing import AttentionCase
-from ridgeline.testing.run import launch_attention, on_device
+from ridgeline.ops.attention.hopper.turned import turned
+from ridgeline.ops.attention.tiles import Problem
 from ridgeline.testing.tolerance import truth
 
-
-def quantized(
-    seed: int, ways: tuple, **chosen: object
-) -> tuple[AttentionCase, AttentionCase, dict[str, Tensor]]:
-    """A case in FP8, what it stands for in float64, and its scales. Rows differ in size."""
-    case = plain(seed, **chosen)
-    generator = torch.Generator().manual_seed(seed)
-    starts = (case.cu_seqlens_q, case.cu_seqlens_k, case.cu_seqlens_k)
-    values, meant, scales = {}, {}, {}
-    for name, way, cu_seqlens in zip("qkv", ways, starts, strict=True):
-        x = getattr(case, name).float()
-        x = x * 2 ** torch.randn(*x.shape[:-1], 1, generator=generator)
-        x, scale = fp8.quantize(x, way, cu_seqlens=cu_seqlens, impl="reference")
-        values[name], scales[f"{name}_scale"] = x, scale
-        meant[name] = fp8.dequantize(x, scale, cu_seqlens=cu_seqlens, dtype=torch.float64)
-    meant["dout"] = case.dout.double()
-    return replace(case, **values), replace(case, **meant), scales
-
-
-def run(case: AttentionCase, scales: dict, seed: int = 0) -> tuple[Tensor, Tensor]:
-    def launch(*args: object) -> None:
-        *given, out, lse = args
-        rounded = torch.full_like(out, torch.nan, dtype=torch.bfloat16)
-        forward.forward(*given, rounded, lse, **scales)
-        found.extend((rounded.cpu(), lse.cpu()))
-
-    found = []
-    if INTERPRETED:
-        from ridgeline.testing.gluon import interpreted
-
-        with interpreted(seed=seed):
-            launch_attention(launch, None, case, torch.nan, False)
-    else:
-        scales = {name: scale.cuda() for name, scale in scales.items()}
-        launch_attention(launch, None, on_device("cuda", case), torch.nan, False)
-    return tuple(found)
-
-
-def violation(meant: AttentionCase, out: Tensor, lse: Tensor) -> str | None:
-    """Probabilities are off by half a step of e4m3, 2^-4 or 2^-18, and far less on average."""
-    exact = truth(meant)[0].forward
-    budget = 2**-3 * exact.weight + 2**-8 * exact.out.abs() + 1e-5
-    budget = budget + (2.0**-18 * exact.tokens * exact.peak)[..., None]
-    error = (out.double() - exact.out).abs()
-    if not (error <= budget).all():
-        return f"out: an error of {float((error / budget).max())} budgets"
-    if error.numel() and not error.square().sum() < 0.05 * budget.square().sum():
-        return f"out: a mean error of {float(error.square().sum() / budget.square().sum())}"
-    near = torch.isclose(lse.double(), exact.lse, rtol=1e-5, atol=1e-4)
-    return None if near.all() else "lse"
-
-
 WAYS = [("tensor",) * 3, ("head",) * 3, ("sequence", "tensor", "head"), (64, 64, 64), (8, 128, 64)]
+WIDTHS = [(32, 16), (96, 96), (128, 128), (192, 128), (64, 192), (256, 256)]
 MASKS = {
     "full": {},
     "causal": {"causal": True},
@@ -95,7 +41,9 @@ def test_packed_sequences(options: dict) -> None:
     assert violation(meant, *run(case, scales)) is None
 
 
-@pytest.mark.parametrize(("dim", "value_dim"), [(32, 16), (96, 96), (128, 128), (192, 128)])
+@pytest.mark.parametrize(
+    ("dim", "value_dim"), [(32, 16), (96, 96), (128, 128), (192, 128), (64, 192), (256, 256)]
+)
 def test_every_width(dim: int, value_dim: int) -> None:
     case, meant, scales = quantized(4, (64, 128, 128), dim=dim, value_dim=value_dim, causal=True)
     assert violation(meant, *run(case, scales)) is None
@@ -126,3 +74,16 @@ def test_a_nan_reaches_only_rows_that_see_its_key() -> None:
     assert not out[0, :20].isnan().any()
     assert (out[0, :20] - exact[0, :20]).norm() < 0.05 * exact[0, :20].norm()
     assert lse.isfinite().all()
+
+
+def test_values_are_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each 16 keys as threads have them, and zeros, not what was there, behind the last."""
+    filled = lambda *shape, **options: torch.full(shape, torch.nan, **options)  # noqa: E731
+    monkeypatch.setattr(torch, "empty", filled)
+    v = torch.randn(2, 40, 3, 24).to(torch.float8_e4m3fn)
+    problem = Problem(v, v, v, None, None, None, 1.0, False, -1, -1, 0.0)
+    found = turned(v, problem).float()
+    padded = torch.cat([v.float(), torch.zeros(2, 8, 3, 24)], 1)
+    order = [key for t in range(4) for key in (2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9)]
+    want = padded.unflatten(1, (3, 16))[:, :, order].flatten(1, 2)
+    assert torch.equal(found, want.permute(0, 2, 3, 1))

@@ -42,9 +42,26 @@ def warpgroup_mma_wait(num_outstanding=0, deps=None, _semantic=None):
     for x, small in zip(deps, narrow, strict=True):
         if small:
             gl.inline_asm_elementwise(
-                "mov.b32 $0, $1;", "=r,r", [x], gl.int8, is_pure=False, pack=4, _semantic=_semantic
+                "// $1", "=r,r", [x], gl.int8, is_pure=False, pack=4, _semantic=_semantic
             )
     return tuple(results)
+
+
+@builtin
+def pack_e4m3(parts, _semantic=None):
+    """Four tensors of float32 as float8_e4m3fn, saturating: int32, the first in the lowest byte.
+
+    A loop of the compiler carries each element of a tensor in a register of its own.
+    """
+    ptx = """{
+        .reg .b16 low, high;
+        cvt.rn.satfinite.e4m3x2.f32 low, $2, $1;
+        cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
+        mov.b32 $0, {low, high};
+    }"""
+    return gl.inline_asm_elementwise(
+        ptx, "=r,f,f,f,f", list(parts), gl.int32, is_pure=True, pack=1, _semantic=_semantic
+    )
 
 
 __all__ = [
@@ -56,6 +73,7 @@ __all__ = [
     "gl",
     "gluon",
     "mbarrier",
+    "pack_e4m3",
     "tma",
     "warpgroup_mma",
     "warpgroup_mma_wait",

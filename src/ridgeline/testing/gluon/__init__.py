@@ -1,7 +1,7 @@
 """An interpreter for Gluon kernels: Hopper's asynchrony on the CPU, adversarial and checked."""
 
-from ridgeline.ops.common.gluon import async_reduce_add, warpgroup_mma_wait
-from ridgeline.testing.gluon import wgmma
+from ridgeline.ops.common.gluon import async_reduce_add, pack_e4m3, warpgroup_mma_wait
+from ridgeline.testing.gluon import asm, wgmma
 from ridgeline.testing.gluon.errors import (
     BarrierError,
     DeadlockError,
@@ -19,6 +19,7 @@ from ridgeline.testing.gluon.namespace import register
 from ridgeline.testing.gluon.tma import reduce_add
 
 register(async_reduce_add, reduce_add)
+register(pack_e4m3, asm.pack_e4m3)
 register(warpgroup_mma_wait, wgmma.warpgroup_mma_wait)
 
 __all__ = [

@@ -66,6 +66,20 @@ def inline_asm_elementwise(
     return tuple(out) if several else out[0]
 
 
+def pack_e4m3(parts: tuple) -> Tensor:
+    """Of ``ridgeline.ops.common.gluon``."""
+    parts = [as_tensor(part) for part in unwrap(parts)]
+    if any(part.dtype != gl.float32 for part in parts):
+        raise UnsupportedError(f"pack_e4m3 of {[part.dtype for part in parts]} at {site()}")
+    machine().switch()
+    layout = parts[0].layout
+    for part in parts[1:]:
+        layout = layout_of(part, parts[0], "pack_e4m3")
+    bits = [dtypes.encode(part.a, gl.float8e4nv).astype(np.uint32) for part in parts]
+    packed = sum(b << np.uint32(8 * i) for i, b in enumerate(bits))
+    return Tensor(packed.view(np.int32), gl.int32, layout)
+
+
 def _bits(tensor: Any) -> np.ndarray:
     return tensor.to(gl.int64).a if isinstance(tensor, Pointer) else np.asarray(tensor.a)
 

@@ -13,7 +13,7 @@ ROWS = 64  # query rows of a consumer: the M of a wgmma
 SHARED_BYTES = 226 << 10  # of a program, less barriers
 FP8_ROWS = 64  # keys of a tile at least: all of one scale
 FP8_COLUMNS = 32  # the K of a wgmma
-FP8_VALUES = 128  # columns: beside an output, a thread has its sums over one tile
+FP8_PART = 64  # columns of an output that are added up at a time
 L2_BYTES = 32 << 20  # of keys and values that programs read at a time, of 50 MiB
 
 
@@ -46,7 +46,7 @@ def unsupported(
         if x.shape[-1] > MAX_DIM:
             return f"head dims are 1 to {MAX_DIM}, got {x.shape[-1]} for {name}"
     if q.dtype == check.FP8:
-        return _unsupported_fp8(q, k, v, k_scale, v_scale) or hopper_config.no_device(q)
+        return _unsupported_fp8(q, k, k_scale, v_scale) or hopper_config.no_device(q)
     if q.dtype not in (torch.bfloat16, torch.float16):
         got = str(q.dtype).removeprefix("torch.")
         other = "triton" if q.dtype == torch.float32 else "reference"
@@ -55,12 +55,10 @@ def unsupported(
 
 
 def _unsupported_fp8(
-    q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
+    q: Tensor, k: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
 ) -> str | None:
     if q.shape[-1] % FP8_COLUMNS:
         return f"FP8 head dims are multiples of {FP8_COLUMNS}, got {q.shape[-1]} for q"
-    if v.shape[-1] > FP8_VALUES:
-        return f"FP8 values are at most {FP8_VALUES} wide, got {v.shape[-1]}"
     rows = scaled_rows(k, k_scale, v_scale)
     if rows < FP8_ROWS:
         return f"FP8 scales are for {FP8_ROWS} keys or values and more, got one for {rows}"
@@ -85,7 +83,7 @@ def fp8_config(chosen: ForwardConfig, dim: int, value_dim: int, rows: int) -> Fo
         rows: that are sure to share a scale.
     """
     columns, value_columns = sum(device.pieces(dim)), sum(device.pieces(value_dim))
-    block_n = 128 if value_columns <= 64 and rows >= 128 else 64
+    block_n = 128 if value_columns <= 128 and rows >= 128 else 64
     stages = (SHARED_BYTES - chosen.block_m * columns) // (block_n * (columns + value_columns))
     return replace(chosen, block_n=block_n, stages=min(4, stages))
 

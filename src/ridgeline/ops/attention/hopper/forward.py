@@ -12,9 +12,10 @@ from ridgeline.ops.attention.hopper.config import (
     fp8_config,
     scaled_rows,
 )
-from ridgeline.ops.attention.hopper.consumer import Results, Scores, Turns, attend
+from ridgeline.ops.attention.hopper.consumer import Scores, Turns, attend
 from ridgeline.ops.attention.hopper.paged_config import part_rows
 from ridgeline.ops.attention.hopper.pages import load_pages, load_pages_of_values
+from ridgeline.ops.attention.hopper.results import Results
 from ridgeline.ops.attention.hopper.ring import make_ring
 from ridgeline.ops.attention.hopper.scales import Scaling, make_scales, scale_numbers
 from ridgeline.ops.attention.hopper.tensors import descriptors, readable, turned_descriptors
@@ -340,7 +341,7 @@ def forward(
     scales = [
         number
         for scale, x in ((q_scale, q), (k_scale, k), (v_scale, v))
-        for number in (scale_numbers(scale, x) if eight else (lse, 0, 0, 0, 1))
+        for number in (scale_numbers(scale, x) if eight else (lse, 0, 0, 0, 0))
     ]
     block = part_rows(page_size, config.block_n) if paged else config.block_n
     if eight:

@@ -9,37 +9,38 @@ from ridgeline.ops.common.gluon import aggregate, gl, gluon
 
 @aggregate
 class Scales:
-    """Of one input: one for ``rows`` rows of a head of a sequence; strides of 0 where shared."""
+    """Of one input: one for 2 to the ``shift`` rows of a head of a sequence; strides of 0 where
+    shared."""
 
     scale: gl.tensor
     stride_b: gl.tensor
     stride_n: gl.tensor
     stride_h: gl.tensor
-    rows: gl.tensor
+    shift: gl.tensor
 
     @gluon.constexpr_function
-    def __init__(self, scale, stride_b, stride_n, stride_h, rows):
+    def __init__(self, scale, stride_b, stride_n, stride_h, shift):
         self.scale = scale
         self.stride_b = stride_b
         self.stride_n = stride_n
         self.stride_h = stride_h
-        self.rows = rows
+        self.shift = shift
 
     @gluon.jit
     def at(self, b, row, head):
         """Where the scale of a row, or of each of them, is."""
-        block = (row // self.rows).to(gl.int64) * self.stride_n
+        block = (row >> self.shift).to(gl.int64) * self.stride_n
         return self.scale + b.to(gl.int64) * self.stride_b + block + head * self.stride_h
 
 
 @gluon.jit
-def make_scales(scale, stride_b, stride_n, stride_h, rows):
+def make_scales(scale, stride_b, stride_n, stride_h, shift):
     return Scales(
         scale,
         gl.to_tensor(stride_b),
         gl.to_tensor(stride_n),
         gl.to_tensor(stride_h),
-        gl.to_tensor(rows),
+        gl.to_tensor(shift),
     )
 
 
@@ -61,20 +62,34 @@ class Scaling:
 
     @gluon.jit
     def queries(self, work, item, first, ROWS: gl.constexpr, layout: gl.constexpr):
-        """Of an item's rows from ``first`` on, ``[ROWS]``."""
-        row = first + gl.arange(0, ROWS, layout)
-        head = item.entity * work.PACK + row % work.PACK
-        pointers = self.q.at(item.b, row // work.PACK, head)
-        return gl.load(pointers, mask=row < item.len_q * work.PACK, other=1.0)
+        """Of an item's rows from ``first`` on, ``[ROWS]``; 1 if not ON."""
+        scale = gl.to_tensor(1.0)
+        if self.ON:
+            row = first + gl.arange(0, ROWS, layout)
+            head = item.entity * work.PACK + row % work.PACK
+            pointers = self.q.at(item.b, row // work.PACK, head)
+            scale = gl.load(pointers, mask=row < item.len_q * work.PACK, other=1.0)
+        return scale
 
     @gluon.jit
-    def keys(self, work, item, j):
-        """Of an item's j-th tile."""
-        return gl.load(self.k.at(item.b, work.tile(item, j) * work.BLOCK_N, work.kv_head(item)))
+    def keys(self, query_scale, work, item, j):
+        """``query_scale`` times that of the keys of an item's j-th tile."""
+        scale = query_scale
+        if self.ON:
+            scale = query_scale * gl.load(self.of_tile(self.k, work, item, j))
+        return scale
 
     @gluon.jit
     def values(self, work, item, j):
-        return gl.load(self.v.at(item.b, work.tile(item, j) * work.BLOCK_N, work.kv_head(item)))
+        """Of the values of an item's j-th tile; 1 if not ON."""
+        scale = gl.to_tensor(1.0)
+        if self.ON:
+            scale = gl.load(self.of_tile(self.v, work, item, j))
+        return scale
+
+    @gluon.jit
+    def of_tile(self, scales, work, item, j):
+        return scales.at(item.b, work.tile(item, j) * work.BLOCK_N, work.kv_head(item))
 
 
 def scale_numbers(scale: Tensor | None, x: Tensor) -> tuple[Tensor, int, int, int, int]:
@@ -83,9 +98,10 @@ def scale_numbers(scale: Tensor | None, x: Tensor) -> tuple[Tensor, int, int, in
         scale = torch.ones((), device=x.device)
     match scale.dim():
         case 0:
-            return scale, 0, 0, 0, 1
+            return scale, 0, 0, 0, 0
         case 1:
-            return scale, 0, 0, scale.stride(0), 1
+            return scale, 0, 0, scale.stride(0), 0
         case 2:
-            return scale, scale.stride(0), 0, scale.stride(1), 1
-    return scale, *scale.stride(), block_rows(x.shape[1], scale.shape[1])
+            return scale, scale.stride(0), 0, scale.stride(1), 0
+    rows = block_rows(x.shape[1], scale.shape[1])
+    return scale, *scale.stride(), rows.bit_length() - 1
