@@ -18,4 +18,5 @@ if not INTERPRETED and torch.cuda.get_device_capability() != (9, 0):
         "test_hopper_fuzz.py",
         "test_hopper_gpu.py",
         "test_hopper_attention_*.py",
+        "test_hopper_paged*.py",
     ]
