@@ -1,5 +1,6 @@
 """Attention on a GPU: rows by implementation, what fails, and other people's functions."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,16 @@ from ridgeline.ops.attention import attention
 SMALL = {"heads": 4, "kv_heads": 2, "head_dim": 16}
 CAUSAL = AttentionShape(2, 24, **SMALL)
 TREE = AttentionShape.tree([(9, 5, 4), (7, 3, 6)], **SMALL)
+# Methods of ``bench accuracy``, and their columns here.
+RMSE = {
+    "fp16 standard": "fp16_standard",
+    "fp16": "fp16",
+    "fp8 standard, per tensor": "fp8_standard_per_tensor",
+    "fp8, per tensor": "fp8_per_tensor",
+    "fp8, blocks": "fp8_blocks",
+    "fp8, per tensor, incoherent": "fp8_per_tensor_incoherent",
+    "fp8, blocks, incoherent": "fp8_blocks_incoherent",
+}
 UNSUPPORTED = "cpu" if torch.cuda.is_available() else "hopper"
 
 
@@ -34,7 +45,8 @@ def _uncompiled(inputs: Inputs) -> calls.Call:
 
 
 def test_every_implementation_has_rows_and_takes_turns(gpu) -> None:
-    rows = measure.measure(CAUSAL, options(impls=("reference", "auto")), gpu)
+    shape = replace(CAUSAL, dtype="fp16")
+    rows = measure.measure(shape, options(impls=("reference", "auto")), gpu)
     assert [(row.impl, row.which) for row in rows] == [
         (impl, which) for impl in ("reference", "auto") for which in ("forward", "backward")
     ]
@@ -49,8 +61,41 @@ def test_every_implementation_has_rows_and_takes_turns(gpu) -> None:
     assert all(len(x) == 5 for x in rounds)
 
 
+def test_fp8_stands_beside_bf16(gpu) -> None:
+    """Quantised before and within, with errors on inputs with outliers by every way of scaling."""
+    forward, backward = measure.measure(CAUSAL, options(), gpu)
+    assert set(forward.peers) == {"reference fp8", "reference quantize fp8"}
+    assert backward.absent["reference fp8"] == "FP8 is for the forward alone"
+    assert (set(forward.rmse), backward.rmse) == (set(RMSE), {})
+    found = measure.record(forward)
+    assert {"reference_fp8_ms", "reference_fp8_ratio", "reference_quantize_fp8_ms"} < set(found)
+    assert {f"rmse_{name}" for name in RMSE.values()} < set(found)
+    assert not any(name.startswith("rmse") for name in measure.record(backward))
+    assert any("RMSE on inputs with outliers: fp8" in x for x in report.notes([forward]))
+
+
+def test_fp8_that_is_wrong_is_not_timed(gpu, monkeypatch) -> None:
+    right = calls.fp8.quantize
+
+    def wrong(x, per, seed):
+        values, scale = right(x, per, seed=seed)
+        return values, scale * (1 if seed is None else 2)
+
+    monkeypatch.setattr(calls.fp8, "quantize", wrong)
+    forward, _ = measure.measure(CAUSAL, options(), gpu)
+    assert "relative error" in forward.absent["reference fp8"]
+    assert forward.rmse == {}
+
+
+@pytest.mark.parametrize("shape", [TREE, replace(CAUSAL, head_dim=24)], ids=["tree", "d24"])
+def test_fp8_has_no_outliers_where_accuracy_has_none(gpu, shape) -> None:
+    forward, _ = measure.measure(shape, options(), gpu)
+    assert "reference fp8" in forward.peers
+    assert forward.rmse == {}
+
+
 def test_peers_of_a_causal_row(gpu) -> None:
-    forward, backward = measure.measure(CAUSAL, options(with_peers=True), gpu)
+    forward, backward = measure.measure(CAUSAL, options(with_peers=True, impls=("auto",)), gpu)
     for row in (forward, backward):
         names = {"sdpa cudnn", "sdpa flash", "sdpa efficient", "flex bf16"}
         assert {*row.peers, *row.absent} == names
@@ -63,6 +108,8 @@ def test_a_tree_stands_beside_its_other_ways(gpu) -> None:
     assert set(forward.peers) == {
         "reference causal",
         "reference unpacked",
+        "reference fp8",
+        "reference quantize fp8",
         "sdpa unpacked bf16",
         "flex bf16",
     }

@@ -68,12 +68,12 @@ class Row:
         return median(theirs / ours for theirs, ours in pairs)
 
 
-def measure(length: int, options: AccuracyOptions) -> list[Row]:
-    """All methods on the same inputs."""
+def measure(length: int, options: AccuracyOptions, where: torch.device | str = "cpu") -> list[Row]:
+    """All methods on the same inputs, on ``where``."""
     methods = _methods(options)
     errors: dict[str, list[float]] = {name: [] for name in methods}
     for seed in range(options.seeds):
-        q, k, v = inputs(length, options, seed)
+        q, k, v = (x.to(where) for x in inputs(length, options, seed))
         want = exact(q, k, v, options.causal)
         for name, method in methods.items():
             errors[name].append(rmse(method(q, k, v), want))
@@ -105,7 +105,8 @@ def exact(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
             rows = slice(start, min(start + step, length))
             scores = q[0, rows, h] @ k[0, :, h].T * q.shape[-1] ** -0.5
             if causal:
-                later = torch.arange(length) > torch.arange(length)[rows, None]
+                token = torch.arange(length, device=q.device)
+                later = token > token[rows, None]
                 scores.masked_fill_(later, -torch.inf)
             out[0, rows, h] = scores.softmax(-1) @ v[0, :, h]
     return out
@@ -165,11 +166,10 @@ def _standard(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, rounded: Callable[[Tensor], Tensor]
 ) -> Tensor:
     out = torch.empty_like(q)
-    length = q.shape[1]
     for h in range(q.shape[2]):
         scores = (q[0, :, h] @ k[0, :, h].T).half() * q.shape[-1] ** -0.5
         if causal:
-            scores.masked_fill_(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+            scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
         out[0, :, h] = rounded(scores.float().softmax(-1)) @ v[0, :, h]
     return out
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
 from ridgeline.bench.attention.shapes import AttentionShape
-from ridgeline.ops.attention import attention
+from ridgeline.ops.attention import attention, fp8
 from ridgeline.ops.common.dispatch import Impl
 
 Tensors = tuple[Tensor, ...]
+FP8_BLOCK = 128  # rows that share a scale
 
 
 class Inputs:
@@ -94,6 +95,30 @@ def ours(inputs: Inputs, impl: Impl, name: str = "ours") -> Call:
     mask = {"causal": shape.mask == "causal", "subtree_end": inputs.subtree_end}
     *qkv, dout = (x.clone() for x in inputs.all())
     return Call(name, lambda q, k, v: (attention(q, k, v, **mask, impl=impl),), tuple(qkv), (dout,))
+
+
+def eight_bit(inputs: Inputs, impl: Impl, name: str, *, quantize: bool) -> Call:
+    """``ours`` in FP8: a scale for each ``FP8_BLOCK`` rows, q and k rotated if that is possible.
+
+    ``quantize``: from the row's inputs on, else from FP8 ones.
+    """
+    shape = inputs.shape
+    mask = {"causal": shape.mask == "causal", "subtree_end": inputs.subtree_end}
+    seed = 0 if shape.head_dim & (shape.head_dim - 1) == 0 else None
+
+    def quantized() -> dict[str, Tensor]:
+        found = {}
+        for x, seed_of_x in (("q", seed), ("k", seed), ("v", None)):
+            values, scale = fp8.quantize(getattr(inputs, x), FP8_BLOCK, seed=seed_of_x)
+            found |= {x: values, f"{x}_scale": scale}
+        return found
+
+    made = quantized if quantize else cache(quantized)
+
+    def function() -> Tensors:
+        return (attention(**made(), **mask, impl=impl),)
+
+    return Call(name, function, (), (), forward_only="FP8 is for the forward alone")
 
 
 def unpacked(inputs: Inputs, impl: Impl, name: str = "unpacked") -> Call:

@@ -9,16 +9,24 @@ from math import nan
 from torch import Tensor
 
 from ridgeline.bench import files, timing
-from ridgeline.bench.attention import peers
-from ridgeline.bench.attention.calls import Call, Inputs, ours, unpacked
+from ridgeline.bench.attention import accuracy, peers
+from ridgeline.bench.attention.calls import FP8_BLOCK, Call, Inputs, eight_bit, ours, unpacked
 from ridgeline.bench.attention.shapes import PASSES, AttentionShape, published
 from ridgeline.bench.cuda import attention_peers
 from ridgeline.bench.device import CPU, Device, first_line, unsupported
-from ridgeline.bench.verify import OURS_BUDGET, PEER_BUDGET, ROUNDING, relative_error
+from ridgeline.bench.verify import (
+    FP8_BUDGET,
+    OURS_BUDGET,
+    PEER_BUDGET,
+    ROUNDING,
+    relative_error,
+)
 from ridgeline.ops.common import check
 from ridgeline.ops.common.dispatch import Impl
 from ridgeline.roofline import roofs
 
+FP8_IMPLS = ("hopper", "reference")
+RMSE_HEADS = 2
 SLOW = 10.0  # seconds; a peer that takes longer is timed once, before the loop
 
 
@@ -28,7 +36,8 @@ class Row:
 
     ``peers``: other ways of the same row. ``absent``: why a peer has no time. On a GPU ``impl``
     names the implementation, ``failure`` says why it has no time (``seconds`` is then nan), and
-    ``state`` holds columns of the device's clocks.
+    ``state`` holds columns of the device's clocks. ``rmse``: of a forward that has FP8 beside it,
+    errors of each method of ``accuracy`` on inputs with outliers, in the row's length and dims.
     """
 
     shape: AttentionShape
@@ -42,6 +51,7 @@ class Row:
     impl: str = ""
     failure: str | None = None
     state: dict[str, str | int] = field(default_factory=dict)
+    rmse: dict[str, float] = field(default_factory=dict)
 
     @property
     def flop_rate(self) -> float:
@@ -131,11 +141,28 @@ def measure(shape: AttentionShape, options: AttentionOptions, device: Device = C
             impl=name if options.impls else "",
             failure=failed.get((name, which)),
             state=state,
+            rmse=_rmse(shape, name, device) if (f"{name} fp8", which) in calls else {},
         )
         for name in options.ours
         for which in passes
         if (name, which) in calls or (name, which) in failed
     ]
+
+
+def _rmse(shape: AttentionShape, impl: Impl, device: Device) -> dict[str, float]:
+    """Errors of one seed; none of a mask or a width that ``accuracy`` does not know."""
+    if shape.mask == "tree" or shape.head_dim & (shape.head_dim - 1):
+        return {}
+    options = accuracy.AccuracyOptions(
+        heads=RMSE_HEADS,
+        head_dim=shape.head_dim,
+        causal=shape.mask == "causal",
+        seeds=1,
+        block=FP8_BLOCK,
+        impl=impl,
+    )
+    found = accuracy.measure(shape.length, options, device.where)
+    return {row.method: row.error for row in found}
 
 
 class _Absent(Exception):
@@ -181,6 +208,9 @@ def _ways(
     tree = shape.mask == "tree"
     for name, impl in options.ours.items():
         yield ours(inputs, impl, name), want, budget
+        if options.impls and impl in FP8_IMPLS and dtype == "bf16":
+            yield eight_bit(inputs, impl, f"{name} fp8", quantize=False), want, FP8_BUDGET
+            yield eight_bit(inputs, impl, f"{name} quantize fp8", quantize=True), want, FP8_BUDGET
     if tree:
         plain = Inputs(shape.causal(), inputs.where)
         want_plain = peers.exact(plain)
@@ -236,6 +266,8 @@ def record(row: Row) -> files.Record:
         columns[f"{column}_ratio"] = round(row.speedup(name), 2)
     for name, why in row.absent.items():
         columns[f"{_column(name)}_absent"] = why
+    for method, error in row.rmse.items():
+        columns[f"rmse_{_column(method.replace(',', ''))}"] = float(f"{error:.2e}")
     return columns | row.state
 
 

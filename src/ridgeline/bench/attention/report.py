@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from ridgeline.bench import table
+from ridgeline.bench.attention import accuracy
 from ridgeline.bench.attention.measure import Row
 from ridgeline.bench.grid import Grid
 from ridgeline.bench.timing import MAX_DRIFT
@@ -87,8 +88,19 @@ def notes(
     absent = {(name, row.which): why for row in rows for name, why in row.absent.items()}
     lines += [f"{name}, {which}: no. {why}" for (name, which), why in absent.items()]
     lines += [line(row) for row in rows if row.failure is not None]
+    lines += [_rmse_note(row) for row in rows if row.rmse]
     drifts = {row.shape: row.drift for row in rows if row.drift > MAX_DRIFT}
     return lines + [
         f"{shape.label}, {shape.mask}: the GEMM's rate drifted by {100 * drift:.0f}% in its run."
         for shape, drift in drifts.items()
     ]
+
+
+def _rmse_note(row: Row) -> str:
+    errors = {name: x for name, x in row.rmse.items() if name.startswith("fp8")}
+    gain = errors[accuracy.BASELINE] / min(errors.values())
+    found = "; ".join(f"{name} {x:.1e}" for name, x in errors.items())
+    return (
+        f"{row.shape.label}, {row.shape.mask}, {row.impl}: RMSE on inputs with outliers: {found}: "
+        f"{gain:.2f}x (FlashAttention-3: {accuracy.PUBLISHED}x)."
+    )
