@@ -1,6 +1,7 @@
 """``ridgeline bench serve`` with a server and a client that compute nothing."""
 
 import csv
+import itertools
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
@@ -299,6 +301,20 @@ def test_every_model_is_loaded_in_its_budgets(rows, capsys) -> None:
     assert record["output_tokens/s"] == 30.0
     assert record["p99_itl_ms"] == 12.5
     assert record["prompts_are"] == "new"
+
+
+def test_labels_of_equal_points_lie_apart() -> None:
+    figure = Figure()
+    ax = figure.subplots()
+    found = [
+        ax.annotate("two\nlines", (0.5, y), (9, 0), textcoords="offset points")
+        for y in (0.5, 0.5, 0.501, 0.9)
+    ]
+    figure.draw_without_rendering()
+    report.spread(found)
+    boxes = [label.get_window_extent() for label in found]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert found[3].xyann == (9, 0)  # which had nothing above it
 
 
 def test_a_larger_budget_is_measured_where_it_changes_something(monkeypatch) -> None:

@@ -3,11 +3,16 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ridgeline.bench.files import Record, write_whole
 from ridgeline.bench.grid import Grid
 from ridgeline.bench.serving.client import LATENCIES, PERCENTILES
 from ridgeline.bench.serving.measure import ENGINE, MIB, OURS, Row
+
+if TYPE_CHECKING:
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
 TITLES = {"ttft": "TTFT", "itl": "ITL", "e2el": "E2E"}
 COLORS = {"gqa": "#9aa5b1", "gta": "#2f6f9f", "mla": "#d9a441", "gla": "#4a8f5c"}
@@ -114,6 +119,7 @@ def plot(path: Path, rows: Sequence[Row], machine: str) -> None:
     if not panels:
         raise ValueError("--plot: expected an endpoint whose /metrics has the size of its cache")
     figure = Figure(figsize=(1.0 + 4.4 * len(panels), 4.2), layout="constrained")
+    labels = []
     for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         here = [row for row in known if (row.load, row.seen) == panel]
         for row in here:
@@ -124,17 +130,26 @@ def plot(path: Path, rows: Sequence[Row], machine: str) -> None:
                 color=COLORS.get(row.name, OTHER),
                 marker="x" if row.attention == ENGINE else "o",
             )
-            ax.annotate(
-                f"{label(row)}\n{row.cache_bytes // MIB} MiB, {row.held:.1f} held",
-                (row.bytes_per_token / 1024, row.rate),
-                textcoords="offset points",
-                xytext=(7, -4),
-                fontsize=7.5,
+            labels.append(
+                ax.annotate(
+                    f"{label(row)}\n{row.cache_bytes // MIB} MiB, {row.held:.1f} held",
+                    (row.bytes_per_token / 1024, row.rate),
+                    textcoords="offset points",
+                    xytext=(9, 0),
+                    va="center",
+                    fontsize=7.5,
+                    arrowprops={
+                        "arrowstyle": "-",
+                        "relpos": (0, 0.5),
+                        "lw": 0.5,
+                        "color": "#99a",
+                    },
+                )
             )
         ax.set_title(_load(here[0]), fontsize=9.5)
         ax.set_xlabel("cache of a token on a device, KiB", fontsize=8.5)
         ax.set_ylabel("output tokens/s", fontsize=8.5)
-        ax.set_xlim(0, 1.35 * max(row.bytes_per_token for row in known) / 1024)
+        ax.set_xlim(0, 1.6 * max(row.bytes_per_token for row in known) / 1024)
         ax.set_ylim(0, 1.15 * max(row.rate for row in here))
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
@@ -142,7 +157,24 @@ def plot(path: Path, rows: Sequence[Row], machine: str) -> None:
         f"held: requests that the cache holds at a time. {machine}", 75 * len(panels)
     )
     figure.supxlabel(note, fontsize=7, color="#556", x=0.01, ha="left")
+    figure.draw_without_rendering()  # places the panels
+    spread(labels)
     write_whole(path, lambda p: figure.savefig(p, dpi=150))
+
+
+def spread(labels: Sequence["Annotation"]) -> None:
+    """Move labels down, from the highest on, until none lies on another."""
+    from matplotlib.text import Text
+
+    placed: list[Bbox] = []
+    # As a text's: an annotation's own extent has the line to its point in it.
+    for label in sorted(labels, key=lambda x: -Text.get_window_extent(x).y1):
+        box = Text.get_window_extent(label)
+        while above := [other.y0 for other in placed if box.overlaps(other)]:
+            x, y = label.xyann
+            label.xyann = (x, y - (box.y1 - min(above) + 2) * 72 / label.figure.dpi)
+            box = Text.get_window_extent(label)
+        placed.append(box)
 
 
 def _load(row: Row) -> str:
