@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ridgeline.ops.common import check
+from ridgeline.serving.cores import binding
 from ridgeline.serving.guard import KEY, Guard
 
 SERVER = "vllm.entrypoints.openai.api_server"
@@ -131,6 +132,7 @@ def prepare(options: ServeOptions, key: str | None = None) -> Start:
         print(f"{options.model} has no manifest, its files are unchecked", file=sys.stderr)
     environment = {name: value for name, value in os.environ.items() if name != KEY}
     environment |= ENVIRONMENT | ({} if key is None else {KEY: key})
+    environment |= binding(options.engine, environment)
     return Start(options.command(guarded=key is not None), environment)
 
 
