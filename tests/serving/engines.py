@@ -1,8 +1,9 @@
 """Engines in the test's process, and what the same checkpoint gives in transformers."""
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +23,9 @@ BLOCK = 16  # tokens of a page
 # all else that an engine does here. The servers of the other tests start that way.
 load_general_plugins()
 ModelRegistry.register_model("RidgelineForCausalLM", RidgelineForCausalLM)
+# An engine collects garbage eight times, which takes seconds among all that is imported by now.
+gc.collect()
+gc.freeze()
 
 
 def _in_process() -> dict[str, str]:
@@ -35,6 +39,14 @@ def _in_process() -> dict[str, str]:
     }
 
 
+def _frozen() -> ExitStack:
+    """The engine neither thaws what is frozen nor freezes what ends with it."""
+    stack = ExitStack()
+    for name in ("freeze", "unfreeze"):
+        stack.enter_context(mock.patch.object(gc, name))
+    return stack
+
+
 @contextmanager
 def engine(path: Path, **options: object) -> Iterator[LLM]:
     defaults = {
@@ -44,7 +56,7 @@ def engine(path: Path, **options: object) -> Iterator[LLM]:
         "kv_cache_memory_bytes": 16 << 20,
         "disable_log_stats": False,
     }
-    with mock.patch.dict(os.environ, _in_process()):
+    with mock.patch.dict(os.environ, _in_process()), _frozen():
         llm = LLM(str(path), **(defaults | options))
     # Each start puts vLLM's kernels in place by a scan of all modules, which stumbles over those of
     # numba that n-gram drafts load. They are in place since the first.
@@ -54,9 +66,10 @@ def engine(path: Path, **options: object) -> Iterator[LLM]:
         yield llm
     finally:
         set_num_threads(threads)  # as the next engine has to have: numba, for drafts, changed them
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        cleanup_dist_env_and_memory()
+        with _frozen():
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            cleanup_dist_env_and_memory()
 
 
 def greedy(llm: LLM, prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
@@ -65,16 +78,20 @@ def greedy(llm: LLM, prompts: Sequence[list[int]], tokens: int) -> list[list[int
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def reference(path: Path, prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
-    """Greedy tokens of transformers' generate, prompt by prompt."""
+def reference(
+    path: Path, prompts: Sequence[list[int]], tokens: Sequence[list[int]]
+) -> list[list[int]]:
+    """What transformers chooses after each prompt, and after each of the ``tokens`` behind it.
+
+    Tokens are greedy where they are the same: each then is the choice after those before it.
+    """
     model = AutoModelForCausalLM.from_pretrained(path)
-    model.generation_config.eos_token_id = None
-    outputs = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        out = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-        outputs.append(out[0, len(prompt) :].tolist())
-    return outputs
+    chosen = []
+    with torch.no_grad():
+        for prompt, given in zip(prompts, tokens, strict=True):
+            logits = model(torch.tensor([prompt + given[:-1]])).logits[0, len(prompt) - 1 :]
+            chosen.append(logits.argmax(-1).tolist())
+    return chosen
 
 
 def counter(llm: LLM, name: str) -> int:

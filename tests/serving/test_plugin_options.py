@@ -56,7 +56,8 @@ def test_the_engines_own_models_by_one_option(tmp_path, name):
         max_num_batched_tokens=48,
     ) as llm:
         assert backends(llm) == {"RIDGELINE"}
-        assert greedy(llm, prompts, TOKENS) == reference(path, prompts, TOKENS)
+        tokens = greedy(llm, prompts, TOKENS)
+        assert tokens == reference(path, prompts, tokens)
 
 
 def test_our_model_with_the_engines_own_attention(tmp_path):
@@ -64,7 +65,8 @@ def test_our_model_with_the_engines_own_attention(tmp_path):
     prompts = random_prompts(LENGTHS, shared=5)
     with engine(path, attention_backend="CPU_ATTN", block_size=32, max_model_len=256) as llm:
         assert backends(llm) == {"CPU_ATTN"}
-        assert greedy(llm, prompts, TOKENS) == reference(path, prompts, TOKENS)
+        tokens = greedy(llm, prompts, TOKENS)
+        assert tokens == reference(path, prompts, tokens)
 
 
 def test_compiled(tmp_path):
@@ -89,7 +91,8 @@ def test_compiled(tmp_path):
     ):
         patch.setenv("VLLM_CPU_CI_ENV", "1")
         with engine(path, enforce_eager=False, max_model_len=256) as llm:
-            assert greedy(llm, prompts, TOKENS) == reference(path, prompts, TOKENS)
+            tokens = greedy(llm, prompts, TOKENS)
+        assert tokens == reference(path, prompts, tokens)
 
 
 def test_an_altered_checkpoint_does_not_start(tmp_path):

@@ -22,6 +22,7 @@ from checkpoints import tiny_checkpoint
 from ridgeline.bench.serving import client
 from ridgeline.bench.serving.measure import ON_CPU
 from ridgeline.bench.serving.server import free_port, running
+from ridgeline.cli import main
 from ridgeline.serving.launch import ServeOptions, Start, prepare
 
 SECRET = "correct-horse-battery"
@@ -246,18 +247,19 @@ def test_the_client_of_the_benchmark(server, checkpoint, monkeypatch) -> None:
     assert hits[0] < hits[1] == 3 * 96  # whole blocks of 32
 
 
-def test_a_corrupted_checkpoint_does_not_start(checkpoint, tmp_path) -> None:
+def test_a_corrupted_checkpoint_does_not_start(checkpoint, tmp_path, monkeypatch, capsys) -> None:
     broken = shutil.copytree(checkpoint, tmp_path / "model")
     weights = broken / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 4
     weights.write_bytes(data)
-    line = [sys.executable, "-c", "from ridgeline.cli import main; main()", "serve", str(broken)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("ridgeline: error: ")
-    assert "model.safetensors: altered, expected SHA-256" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["ridgeline", "serve", str(broken)])
+    monkeypatch.setattr(os, "execve", lambda *given: pytest.fail(f"it started: {given}"))
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    message = capsys.readouterr().err
+    assert message.startswith("ridgeline: error: ")
+    assert "model.safetensors: altered, expected SHA-256" in message
 
 
 def test_sigterm_under_load_lets_requests_finish(server, alone) -> None:
