@@ -1,12 +1,24 @@
 """Representative launches of the Hopper backward kernels, to compile ahead of time."""
 
+import json
+import re
+import sys
+from dataclasses import asdict
 from unittest import mock
 
 import torch
 
 from ridgeline.ops.attention.hopper import backward
 from ridgeline.testing.gluon.versions import GluonJITFunction
-from ridgeline.testing.gluon_aot import Launch, launch
+from ridgeline.testing.gluon_aot import (
+    Launch,
+    compiled,
+    disassembled,
+    instructions,
+    launch,
+    loops,
+    resources,
+)
 
 BF16 = torch.bfloat16
 
@@ -86,6 +98,19 @@ def launches() -> dict[str, Launch]:
     return {name: recorded(**call) for name, call in CALLS.items()}
 
 
-def tested() -> dict[str, Launch]:
-    """Those of the tests: one of each kind."""
-    return {name: recorded(**CALLS[name]) for name in ("128-causal", "128-dq")}
+def waits(loop: str) -> list[tuple[int, dict[str, int]]]:
+    """Of each wait for products in SASS: how many it leaves in flight, and the instructions from
+    there to the next."""
+    parts = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x", loop)[1:]
+    return [(int(part[0], 16), instructions(part)) for part in parts]
+
+
+def report(name: str) -> dict:
+    """What a kernel takes, and of its loops over tiles the instructions and ``waits``."""
+    binary = compiled(recorded(**CALLS[name]))
+    found = [(instructions(x), waits(x)) for x in loops(disassembled(binary)[1], "HGMMA")]
+    return {"resources": asdict(resources(binary)), "loops": found}
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: report(name) for name in sys.argv[1:]}))

@@ -116,6 +116,14 @@ def test_added_dq_does_depend_on_the_schedule() -> None:
 
 
 @MODES
+def test_keys_past_the_end_have_no_probability(deterministic: bool) -> None:
+    """As 0 they would have 2^(0 - lse): infinity where all scores are far below 0."""
+    case = small(7, lengths=[(130, 70)], causal=False, softmax_scale=1.0)
+    case = replace(case, k=torch.ones_like(case.k), q=case.q.abs() - 4)
+    assert_matches(case, *gradients(case, deterministic=deterministic))
+
+
+@MODES
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_garbage_reaches_nobody_who_does_not_see_it(
     value: float, deterministic: bool, monkeypatch

@@ -54,7 +54,7 @@ def checked(lengths: tuple[int, int], **changes: object) -> Callable[[int], None
 CHECKS = {
     "registers": checked((150, 130), block_m=64),
     "shared": checked((210, 200), **SHARED),
-    "ordered": checked((260, 200), deterministic=True, dq_block_n=64, dq_stages=2),
+    "ordered": checked((260, 200), deterministic=True, dq_stages=3),
 }
 
 

@@ -24,24 +24,27 @@ BUGS = {
     ),
     "added-to-the-first-head": (
         "backward_dkdv",
-        "(head * span.GROUP + member) * lines",
-        "(head * span.GROUP) * lines",
+        "(item.head * work.GROUP + member) * lines",
+        "(item.head * work.GROUP) * lines",
     ),
     "heads-not-grouped": (
         "backward_dkdv",
-        "reader = head * span.GROUP + member",
-        "reader = head + member",
+        "reader = item.head * work.GROUP + member",
+        "reader = item.head + member",
     ),
-    "first-head-alone": (
-        "backward_dkdv",
-        "return count * self.GROUP, start",
-        "return count, start",
+    "lines-of-the-first-sequence": (
+        "backward_work",
+        "line.to(gl.int32) * self.BLOCK_M",
+        "line.to(gl.int32) * 0",
     ),
-    "numbers-of-the-first-sequence": (
-        "backward_dkdv",
-        "at = reader * lines + line + tile",
-        "at = reader * lines + tile",
+    "last-rows-left": (
+        "backward_work",
+        "return count // self.BLOCK_M, row",
+        "return count // self.BLOCK_M - 1, row",
     ),
+    "whole-tiles-masked-again": ("backward_work", "row == item.full_begin,", "row < 0,"),
+    "tree-of-the-last-end": ("backward_work", "full_high = gl.min(", "full_high = gl.max("),
+    "items-of-the-first-head": ("work", "s * section + t % here", "s * section + t * 0"),
     "first-columns-of-dq-alone": ("backward_dkdv", "[line, c * WIDTH]", "[line, 0]"),
     "keys-past-the-end": ("backward_products", "(row < count)", "(row >= 0)"),
     "columns-past-the-end": ("backward_products", "(d < DIM)", "(d >= 0)"),
@@ -53,8 +56,8 @@ BUGS = {
     ),
     "ordered-last-tile-left": (
         "backward_dq",
-        "(item.masked, item.count)",
-        "(item.masked, item.count - 1)",
+        "(item.masked, 1), item.count)",
+        "(item.masked, 1), item.count - 1)",
     ),
     "ordered-numbers-of-the-first-head": (
         "backward_dq",
@@ -71,6 +74,9 @@ def cases() -> Iterator[tuple]:
     for deterministic in (False, True):
         yield small(0, **packed), SHARED | {"deterministic": deterministic}
     yield small(1, dim=96, lengths=[(33, 40)], softmax_scale=3.0), {}
+    narrow = {"dim": 16, "value_dim": 16, "lengths": [(150, 150)]}
+    yield small(3, **narrow), SHARED
+    yield small(4, tree="any", **narrow), SHARED
     long = small(2, dim=16, value_dim=16, lengths=[(20, 300)])
     yield long, {"deterministic": True, "dq_block_n": 64}
 

@@ -37,6 +37,8 @@ _TYPES = {
     torch.uint8: "u8",
 }
 _OPCODE = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+_LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/.*$", re.MULTILINE)
+_BRANCH = re.compile(r"^\s+/\*([0-9a-f]+)\*/.*\bBRA\b[^;]*?0x([0-9a-f]+)", re.MULTILINE)
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
@@ -113,7 +115,7 @@ def resources(binary: Any) -> Resources:
     """Of a compiled kernel, from its machine code."""
     usage, code = disassembled(binary)
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
-    counts = dict(sorted(Counter(_OPCODE.findall(code)).items()))
+    counts = instructions(code)
     spills = sum(n for name, n in counts.items() if _has(name, "LDL") or _has(name, "STL"))
     metadata = binary.metadata
     return Resources(registers, stack, spills, metadata.shared, metadata.num_warps, counts)
@@ -125,6 +127,25 @@ def disassembled(binary: Any) -> tuple[str, str]:
         file.write(binary.asm["cubin"])
         file.flush()
         return _tool("-res-usage", file.name), _tool("-sass", file.name)
+
+
+def loops(code: str, opcode: str) -> list[str]:
+    """SASS of each innermost loop with an instruction of ``opcode``.
+
+    A jump back from behind a loop into it, as for another look at a barrier, makes no loop.
+    """
+    jumps = [(int(b, 16), int(a, 16)) for a, b in _BRANCH.findall(code) if int(b, 16) < int(a, 16)]
+    whole = [x for x in jumps if not any(y[0] <= x[0] <= y[1] < x[1] for y in jumps)]
+    lines = [(int(line[1], 16), line[0]) for line in _LINE.finditer(code)]
+    bodies = {x: "\n".join(text for at, text in lines if x[0] <= at <= x[1]) for x in whole}
+    found = [x for x in whole if any(_has(name, opcode) for name in _OPCODE.findall(bodies[x]))]
+    inner = [x for x in found if not any(x[0] <= y[0] and y[1] <= x[1] and x != y for y in found)]
+    return [bodies[x] for x in sorted(inner)]
+
+
+def instructions(code: str) -> dict[str, int]:
+    """Counts of instructions in SASS."""
+    return dict(sorted(Counter(_OPCODE.findall(code)).items()))
 
 
 def _tool(option: str, path: str) -> str:

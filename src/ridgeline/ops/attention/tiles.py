@@ -222,11 +222,20 @@ def row_range(low, high, real, len_q, len_k, GROUP: tl.constexpr, BLOCK_M: tl.co
 
     Those in ``[full_begin, full_end)`` see all of them.
     """
-    offset = len_k - len_q
     begin = tl.min(tl.where(real, low, FAR), 0)
     stop = tl.max(tl.where(real, high, -FAR), 0)
     full_begin = tl.max(tl.where(real, low, -FAR), 0)
     full_stop = tl.min(tl.where(real, high, FAR), 0)
+    return tiles_between(begin, full_begin, full_stop, stop, len_q, len_k, GROUP, BLOCK_M)
+
+
+@triton.jit
+def tiles_between(
+    begin, full_begin, full_stop, stop, len_q, len_k, GROUP: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """As ``row_range``, given the positions from ``begin`` to ``stop`` that see one of the keys and
+    those from ``full_begin`` to ``full_stop`` that see all."""
+    offset = len_k - len_q
     # Within the positions that there are, so that 32 bits hold the differences.
     begin = tl.minimum(tl.maximum(begin, offset), len_k) - offset
     stop = tl.minimum(tl.maximum(stop, offset), len_k) - offset

@@ -7,6 +7,7 @@ from ridgeline.ops.attention.hopper.backward_config import BackwardConfig, backw
 from ridgeline.ops.attention.hopper.backward_dkdv import dkdv_kernel
 from ridgeline.ops.attention.hopper.backward_dq import dq_kernel
 from ridgeline.ops.attention.hopper.backward_rows import finish_kernel, prepare_kernel
+from ridgeline.ops.attention.hopper.config import L2_BYTES
 from ridgeline.ops.attention.hopper.forward import columns, section
 from ridgeline.ops.attention.hopper.tensors import descriptors, readable
 from ridgeline.ops.attention.tiles import Problem
@@ -93,6 +94,8 @@ def backward(
         **shared,
         num_warps=4,
     )
+    starts = [lse if x is None else x for x in (cu_seqlens_q, cu_seqlens_k)]
+    _, _, *counts = problem.layout
     names = ("LEFT", "RIGHT", "TREE", "SOFTCAP", "SCALED")
     options = {name: problem.constants[name] for name in names}
     options |= {
@@ -106,8 +109,12 @@ def backward(
     if dq is not None and not deterministic:
         sums = q.new_zeros(heads * lines, sum(pieces(dim)), dtype=torch.float32)
     if dk is not None or dv is not None or sums is not None:
+        row_bytes = 2 * (dim + value_dim) + (0 if sums is None else 4 * sums.shape[1])
         key_tiles = problem.tiles(problem.key_len, config.block_n)
-        dkdv_kernel[(key_tiles * problem.kv_heads,)](
+        items = key_tiles * problem.kv_heads
+        # Items of unequal lengths are dealt out as programs end.
+        programs = items if problem.packed else min(processors(q), items)
+        dkdv_kernel[(programs,)](
             *descriptors(q, config.block_m),
             *descriptors(k, config.block_n),
             *descriptors(v, config.block_n),
@@ -117,11 +124,14 @@ def backward(
             None if sums is None else lines_descriptor(sums, [config.block_m, dq_width(dim)]),
             dk,
             dv,
-            *problem.layout,
+            *starts,
+            *counts,
             *problem.options,
-            *problem.ends(),
+            lse if subtree_end is None else subtree_end,
+            *problem.ends()[1:],
             key_tiles,
             lines,
+            heads_together(problem, group * row_bytes),
             KV_HEADS=problem.kv_heads,
             DIM=dim,
             VALUE_DIM=value_dim,
@@ -147,7 +157,6 @@ def backward(
             num_warps=4,
         )
     elif dq is not None:
-        _, _, *counts = problem.layout
         for ends, lists, *band, row_tiles in problem.bands(config.dq_block_m, config.dq_block_n):
             dq_kernel[(min(processors(q), row_tiles * heads),)](
                 *descriptors(q, config.dq_block_m),
@@ -158,8 +167,7 @@ def backward(
                 delta,
                 dq,
                 lines,
-                lse if cu_seqlens_q is None else cu_seqlens_q,
-                lse if cu_seqlens_k is None else cu_seqlens_k,
+                *starts,
                 *counts,
                 *problem.options,
                 lse if ends is None else ends,
@@ -176,6 +184,12 @@ def backward(
                 STAGES=config.dq_stages,
                 **options,
             )
+
+
+def heads_together(problem: Problem, row_bytes: int) -> int:
+    """Kv heads whose queries' data, ``row_bytes`` a query and sequence of mean length, fit L2."""
+    rows = -(-problem.query_len // problem.batch) if problem.packed else problem.query_len
+    return min(problem.kv_heads, max(1, L2_BYTES // (rows * row_bytes)))
 
 
 def dq_width(dim: int) -> int:

@@ -31,7 +31,7 @@ def backward_config(dim: int, value_dim: int) -> BackwardConfig:
     """
     width = max(sum(device.pieces(dim)), sum(device.pieces(value_dim)))
     if width <= 128:
-        return BackwardConfig(64, 128, 2, 2, False, 128 if width <= 64 else 64, 3)
+        return BackwardConfig(64, 128, 2, 2, False, 64, 3)
     if width <= 192:
         return BackwardConfig(64, 64, 2, 2, True, 64, 3)
-    return BackwardConfig(64, 64, 2, 1, True, 32, 2)
+    return BackwardConfig(64, 64, 2, 1, True, 32, 3)

@@ -15,6 +15,7 @@ tiles of columns; tuples hold them, and grow by ``+``: the compiler knows no sta
 from ridgeline.ops.attention.hopper.backward_products import (
     add_products,
     add_products_in_registers,
+    again,
     all_tiles,
     finished,
     products,
@@ -23,21 +24,10 @@ from ridgeline.ops.attention.hopper.backward_products import (
     sums_like,
     zero_rows,
 )
+from ridgeline.ops.attention.hopper.backward_work import KeyWork
 from ridgeline.ops.attention.hopper.consumer import Scores
 from ridgeline.ops.attention.hopper.ring import Ring, make_ring
-from ridgeline.ops.attention.hopper.work import find_block
-from ridgeline.ops.attention.tiles import (
-    cap_slope,
-    find_sequence,
-    first_tile,
-    head_offset,
-    key_interval,
-    logits,
-    loop_over,
-    nth_tile,
-    output_rows,
-    row_range,
-)
+from ridgeline.ops.attention.tiles import cap_slope, logits
 from ridgeline.ops.common.gluon import (
     aggregate,
     async_reduce_add,
@@ -49,6 +39,9 @@ from ridgeline.ops.common.gluon import (
 )
 from ridgeline.ops.common.hopper import tiles
 from ridgeline.ops.common.hopper_attend import accumulator
+
+# A count that the compiler knows not to be negative: a stage of two is then one instruction away.
+COUNT = gl.constexpr(2**31 - 1)
 
 
 @aggregate
@@ -78,41 +71,6 @@ class Rows:
 
 
 @aggregate
-class Span:
-    """The tiles ``[begin, end)`` of query rows of a head; all rows see all keys in
-    ``[full_begin, full_end)``."""
-
-    begin: gl.tensor
-    full_begin: gl.tensor
-    full_end: gl.tensor
-    end: gl.tensor
-    GROUP: gl.constexpr
-    BLOCK_M: gl.constexpr
-
-    @gluon.constexpr_function
-    def __init__(self, begin, full_begin, full_end, end, GROUP, BLOCK_M):
-        self.begin = begin
-        self.full_begin = full_begin
-        self.full_end = full_end
-        self.end = end
-        self.GROUP = gl.constexpr(GROUP)
-        self.BLOCK_M = gl.constexpr(BLOCK_M)
-
-    @gluon.jit
-    def loop(self, MASKED: gl.constexpr):
-        """Steps over tiles and heads, and what ``step`` needs; those that look, or the others."""
-        count, start, jump, gap = loop_over(
-            self.begin, self.full_begin, self.full_end, self.end, None, 0, MASKED, False
-        )
-        return count * self.GROUP, start, jump, gap
-
-    @gluon.jit
-    def step(self, i, start, jump, gap):
-        """Tile and head within the group of step i."""
-        return nth_tile(i // self.GROUP, start, jump, gap, None), i % self.GROUP
-
-
-@aggregate
 class Exchange:
     """What consumer warpgroups hand to each other's products, and to the copy that adds to dQ."""
 
@@ -136,26 +94,33 @@ class Exchange:
 
 
 @gluon.jit
-def produce(
-    k, v, q, d, span, q0, q1, k0, k1, v0, v1, d0, d1, shift, delta, b, key, row, head, line, lines
-):
-    """The producer warp.
-
-    Queries of the sequence begin at ``row``; of head 0 they have the numbers from ``line`` on, and
-    a head has ``lines`` of them.
-    """
-    k.load(0, k0, k1, b, key, head)
-    v.load(0, v0, v1, b, key, head)
+def produce(work, k, v, q, d, k0, k1, v0, v1, q0, q1, d0, d1, shift, delta, lines):
+    """The producer warp: every item's keys and values, then its rows."""
     n = 0
-    for masked in gl.static_range(2):
-        count, start, jump, gap = span.loop(masked == 1)
-        for i in range(count):
-            tile, member = span.step(i, start, jump, gap)
-            reader = head * span.GROUP + member
-            at = reader * lines + line + tile * span.BLOCK_M
-            q.load(n, q0, q1, shift, b, row + tile * span.BLOCK_M, reader, at)
-            d.load(n, d0, d1, delta, b, row + tile * span.BLOCK_M, reader, at)
-            n += 1
+    m = 0
+    p = gl.program_id(0)
+    for first in range(0, work.items(), gl.num_programs(0)):
+        if first + p < work.items():
+            item = work.item(first + p)
+            if item.end > item.begin:
+                # Packed sequences are rows of one.
+                b = item.b * (0 if work.PACKED else 1)
+                key = item.start_k.to(gl.int32) + item.first
+                k.load(m, k0, k1, b, key, item.head)
+                v.load(m, v0, v1, b, key, item.head)
+                for masked in gl.static_range(2):
+                    for member in range(work.GROUP):
+                        reader = item.head * work.GROUP + member
+                        line = reader * lines + item.line
+                        count, row = work.tiles(item, masked == 1)
+                        for _ in range(count):
+                            at = item.start_q.to(gl.int32) + row
+                            q.load(n, q0, q1, shift, b, at, reader, line + row)
+                            d.load(n, d0, d1, delta, b, at, reader, line + row)
+                            row = work.next_row(item, row, masked == 1)
+                            n = n + 1 & COUNT
+                m += 1
+        p = gl.num_programs(0) - 1 - p  # every other round backwards
 
 
 @gluon.jit
@@ -181,27 +146,26 @@ def add_to_dq(dqs, exchange, desc, line):
 
 @gluon.jit
 def step(
+    item,
+    m,
     n,
     row,
     line,
     k,
     v,
-    dks,
-    dvs,
     q,
     d,
     exchange,
     scores,
     low,
     high,
-    position,
-    seen_from,
-    seen_to,
+    dks,
+    dvs,
     dq,
     BLOCK_M: gl.constexpr,
     MASKED: gl.constexpr,
 ):
-    """The rows from ``row`` on, which are tile n, add to dK, dV and dQ."""
+    """The rows from ``row`` on, which are tile n, add to dK and dV of item m and to dQ."""
     BLOCK_N: gl.constexpr = low.shape[0]
     K_COLUMNS: gl.constexpr = k.COLUMNS
     V_COLUMNS: gl.constexpr = v.COLUMNS
@@ -212,26 +176,26 @@ def step(
     dtype: gl.constexpr = k.x0.dtype
     s_layout: gl.constexpr = low.type.layout.parent
     rows: gl.constexpr = gl.SliceLayout(0, s_layout)
-    ks = all_tiles(k, 0)
+    ks = all_tiles(k, m)
     qs = all_tiles(q.ring, n)
     dos = all_tiles(d.ring, n)
     q.ring.wait(n)
     if MASKED:
         d.ring.wait(n)
-        if (row < seen_from) | (row + BLOCK_M > seen_to):
+        if (row < item.seen_from) | (row + BLOCK_M > item.seen_to):
             r = row + gl.arange(0, BLOCK_M, gl.SliceLayout(1, rows_layout(gl.num_warps())))
-            zero_rows(qs + dos, (r >= seen_from) & (r < seen_to))
+            zero_rows(qs + dos, (r >= item.seen_from) & (r < item.seen_to))
     # [BLOCK_N, BLOCK_M]
     s = products(ks, qs, BLOCK_N, BLOCK_M)
     if not MASKED:
         d.ring.wait(n)
     if NEED_K or NEED_Q:
-        dp = products(all_tiles(v, 0), dos, BLOCK_N, BLOCK_M)
+        dp = products(all_tiles(v, m), dos, BLOCK_N, BLOCK_M)
         s = warpgroup_mma_wait(V_COLUMNS, [s])
     else:
         s = warpgroup_mma_wait(0, [s])
     x = logits(s, scores.scale, scores.softcap, scores.SOFTCAP, scores.SCALED)
-    position = position + row + gl.arange(0, BLOCK_M, rows)
+    position = item.len_k - item.len_q + row + gl.arange(0, BLOCK_M, rows)
     seen = (low[:, None] <= position[None, :]) & (position[None, :] < high[:, None])
     if MASKED:
         x = gl.where(seen, x, float("-inf"))
@@ -286,84 +250,92 @@ def step(
 
 
 @gluon.jit
+def zero_unseen(work, item, ks, low, high):
+    """Keys of an item that no row sees become 0."""
+    if work.some_unseen(item):
+        first = item.len_k - item.len_q + item.seen_from
+        last = item.len_k - item.len_q + item.seen_to - 1
+        seen = (low <= last) & (high > gl.maximum(low, first))
+        zero_rows(ks, gl.convert_layout(seen, gl.SliceLayout(1, rows_layout(gl.num_warps()))))
+
+
+@gluon.jit
 def consume(
+    work,
     k,
     v,
     q,
     d,
     exchange,
-    span,
     scores,
-    low,
-    high,
-    position,
-    seen_from,
-    seen_to,
     dq,
-    line,
-    lines,
-    head,
-    key_count,
     dk,
     dv,
     scale,
-    KV_HEADS: gl.constexpr,
+    lines,
     DIM: gl.constexpr,
     VALUE_DIM: gl.constexpr,
 ):
-    """The consumer warpgroups.
-
-    ``low`` and ``high``: the interval of positions that see each of the keys, which ``key_count``
-    are; ``position``: of row 0. Rows ``[seen_from, seen_to)`` see one of the keys.
-    """
-    BLOCK_N: gl.constexpr = low.shape[0]
-    ks = all_tiles(k, 0)
-    vs = all_tiles(v, 0)
-    dks = ()
-    dvs = ()
-    if exchange.NEED_K:
-        dks = sums_like(ks, BLOCK_N)
-    if exchange.NEED_V:
-        dvs = sums_like(vs, BLOCK_N)
-    k.wait(0)
-    if exchange.NEED_Q:
-        last = position + (seen_to - 1)
-        seen = (low <= last) & (high > gl.maximum(low, position + seen_from))
-        rows: gl.constexpr = gl.SliceLayout(1, rows_layout(gl.num_warps()))
-        zero_rows(ks, gl.convert_layout(seen, rows))
-    v.wait(0)
+    """The consumer warpgroups."""
+    BLOCK_N: gl.constexpr = work.BLOCK_N
+    s_layout: gl.constexpr = accumulator(0, gl.num_warps(), BLOCK_N, work.BLOCK_M)
     n = 0
-    for masked in gl.static_range(2):
-        count, start, jump, gap = span.loop(masked == 1)
-        for i in range(count):
-            tile, member = span.step(i, start, jump, gap)
-            row = tile * span.BLOCK_M
-            dks, dvs = step(
-                n,
-                row,
-                (head * span.GROUP + member) * lines + line + row,
-                k,
-                v,
-                dks,
-                dvs,
-                q,
-                d,
-                exchange,
-                scores,
-                low,
-                high,
-                position,
-                seen_from,
-                seen_to,
-                dq,
-                span.BLOCK_M,
-                masked == 1,
-            )
-            n += 1
-    if exchange.NEED_K:
-        store_columns(dk, dks, scale, key_count, KV_HEADS, DIM)
-    if exchange.NEED_V:
-        store_columns(dv, dvs, 1.0, key_count, KV_HEADS, VALUE_DIM)
+    m = 0
+    p = gl.program_id(0)
+    for first in range(0, work.items(), gl.num_programs(0)):
+        if first + p < work.items():
+            item = work.item(first + p)
+            ks = all_tiles(k, m)
+            dks = ()
+            dvs = ()
+            if exchange.NEED_K:
+                dks = sums_like(ks, BLOCK_N)
+            if exchange.NEED_V:
+                dvs = sums_like(all_tiles(v, m), BLOCK_N)
+            if item.end > item.begin:
+                low, high = work.interval(item, gl.SliceLayout(1, s_layout))
+                k.wait(m)
+                if exchange.NEED_Q:
+                    zero_unseen(work, item, ks, low, high)
+                v.wait(m)
+                for masked in gl.static_range(2):
+                    for member in range(work.GROUP):
+                        line = (item.head * work.GROUP + member) * lines + item.line
+                        count, row = work.tiles(item, masked == 1)
+                        for _ in range(count):
+                            dks, dvs = step(
+                                item,
+                                m,
+                                n,
+                                row,
+                                line + row,
+                                k,
+                                v,
+                                q,
+                                d,
+                                exchange,
+                                scores,
+                                low,
+                                high,
+                                dks,
+                                dvs,
+                                dq,
+                                work.BLOCK_M,
+                                masked == 1,
+                            )
+                            row = work.next_row(item, row, masked == 1)
+                            n = n + 1 & COUNT
+                k.release(m)
+                v.release(m)
+                m += 1
+            item = work.item(again(first) + p)
+            at = work.outputs(item)
+            count = item.len_k - item.first
+            if exchange.NEED_K:
+                store_columns(dk, dks, scale, at, count, work.KV_HEADS, DIM)
+            if exchange.NEED_V:
+                store_columns(dv, dvs, 1.0, at, count, work.KV_HEADS, VALUE_DIM)
+        p = gl.num_programs(0) - 1 - p
     if exchange.NEED_Q:
         tma.store_wait(0)
 
@@ -400,6 +372,7 @@ def dkdv_kernel(
     stride_el,
     key_tiles,
     lines,
+    section,
     KV_HEADS: gl.constexpr,
     GROUP: gl.constexpr,
     DIM: gl.constexpr,
@@ -419,30 +392,35 @@ def dkdv_kernel(
     SHARED: gl.constexpr,
     PRODUCER_REGS: gl.constexpr,
 ):
-    """One tile of keys of one kv head.
+    """Programs that stay, each with every ``num_programs``-th item; see ``backward_work``.
 
     ``shift`` and ``delta`` have a number, and ``dq`` has a row, for every line: head by head, tile
     of queries by tile, as ``find_tile`` counts them. ``lines`` are those of a head.
     """
-    head = gl.program_id(0) // key_tiles
-    t = gl.program_id(0) % key_tiles
-    b, block = find_block(t, cu_k, stride_cuk, batch, key_len, 1, BLOCK_N, PACKED)
-    start_k, len_k = find_sequence(b, cu_k, stride_cuk, key_len, PACKED)
-    start_q, len_q = find_sequence(b, cu_q, stride_cuq, query_len, PACKED)
-    line = first_tile(b, start_q, query_len, BLOCK_M, PACKED).to(gl.int32) * BLOCK_M
-    s_layout: gl.constexpr = accumulator(0, gl.num_warps(), BLOCK_N, BLOCK_M)
-    n = block * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(1, s_layout))
-    ends = subtree_end
-    if TREE:
-        ends += head_offset(b, start_k, 0, stride_eb, stride_el, 0)
-    low, high = key_interval(n, len_k, ends, stride_el, left, right, LEFT, RIGHT, TREE)
-    real = n < len_k
-    begin, full_begin, full_end, end = row_range(low, high, real, len_q, len_k, 1, BLOCK_M)
-    seen_from, _, _, seen_to = row_range(low, high, real, len_q, len_k, 1, 1)
-    if block * BLOCK_N >= len_k:  # one tile too many of packed sequences
-        full_begin = begin
-        full_end = begin
-        end = begin
+    work = KeyWork(
+        cu_q,
+        cu_k,
+        gl.to_tensor(stride_cuq),
+        gl.to_tensor(stride_cuk),
+        gl.to_tensor(batch),
+        gl.to_tensor(query_len),
+        gl.to_tensor(key_len),
+        gl.to_tensor(left),
+        gl.to_tensor(right),
+        subtree_end,
+        gl.to_tensor(stride_eb),
+        gl.to_tensor(stride_el),
+        gl.to_tensor(key_tiles),
+        gl.to_tensor(section),
+        PACKED,
+        LEFT,
+        RIGHT,
+        TREE,
+        KV_HEADS,
+        GROUP,
+        BLOCK_M,
+        BLOCK_N,
+    )
     dtype: gl.constexpr = k0.dtype
     k = make_ring(k0, k1, 1, K_COLUMNS, 1)
     v = make_ring(v0, v1, 1, V_COLUMNS, 1)
@@ -468,63 +446,11 @@ def dkdv_kernel(
         dk is not None,
         dv is not None,
     )
-    span = Span(begin, full_begin, full_end, end, GROUP, BLOCK_M)
     scores = Scores(
         gl.to_tensor(factor), gl.to_tensor(scale), gl.to_tensor(softcap), SOFTCAP, SCALED
     )
-    at = output_rows(block * BLOCK_N, b, start_k, head, key_len, KV_HEADS, 1, PACKED)
-    dk_rows = dk
-    dv_rows = dv
-    if dk is not None:
-        dk_rows += at * DIM
-    if dv is not None:
-        dv_rows += at * VALUE_DIM
-    consumed = (
-        k,
-        v,
-        q,
-        d,
-        exchange,
-        span,
-        scores,
-        low,
-        high,
-        len_k - len_q,
-        seen_from,
-        seen_to,
-        dq,
-        line,
-        gl.to_tensor(lines),
-        head,
-        len_k - block * BLOCK_N,
-        dk_rows,
-        dv_rows,
-        gl.to_tensor(scale),
-        KV_HEADS,
-        DIM,
-        VALUE_DIM,
-    )
-    produced = (
-        k,
-        v,
-        q,
-        d,
-        span,
-        q0,
-        q1,
-        k0,
-        k1,
-        v0,
-        v1,
-        d0,
-        d1,
-        shift,
-        delta,
-        b * 0 if PACKED else b,
-        start_k.to(gl.int32) + block * BLOCK_N,
-        start_q.to(gl.int32),
-        head,
-        line,
-        gl.to_tensor(lines),
-    )
+    lines = gl.to_tensor(lines)
+    scale = gl.to_tensor(scale)
+    consumed = (work, k, v, q, d, exchange, scores, dq, dk, dv, scale, lines, DIM, VALUE_DIM)
+    produced = (work, k, v, q, d, k0, k1, v0, v1, q0, q1, d0, d1, shift, delta, lines)
     gl.warp_specialize([(consume, consumed), (produce, produced)], [1], [PRODUCER_REGS])

@@ -1,8 +1,8 @@
 """dQ of one tile of query rows over the tiles of keys that it sees: sums in one order, always.
 
 Two consumer warpgroups share a tile, each with half of its rows: ``S = Q K^T`` and ``dP = dO V^T``,
-then ``dQ += dS K`` with dS and dQ in registers. Which tiles a program computes, and over which keys
-each goes, is the forward kernel's ``work``.
+then ``dQ += dS K`` with dS and dQ in registers, while the next tile's dS is computed. Which tiles a
+program computes, and over which keys each goes, is the forward kernel's ``work``.
 """
 
 from ridgeline.ops.attention.hopper.backward_products import (
@@ -76,37 +76,58 @@ class Numbers:
 
 
 @gluon.jit
-def step(work, item, j, n, qs, dos, dqs, k, v, shift, delta, scores, MASKED: gl.constexpr):
-    """The j-th tile of keys of an item, tile n of the rings, adds to dQ."""
-    V_COLUMNS: gl.constexpr = v.COLUMNS
-    BLOCK_M: gl.constexpr = work.BLOCK_M
-    rows: gl.constexpr = shift.type.layout
-    s_layout: gl.constexpr = rows.parent
+def begin(work, item, j, n, qs, dos, k, v, MASKED: gl.constexpr):
+    """Begins the products of an item's rows with the keys and values of its j-th tile, tile n of
+    the rings, which is there."""
     ks = all_tiles(k, n)
-    offset = item.len_k - item.len_q + item.begin
-    k.wait(n)
     if MASKED:
         low, high = work.interval(item, j, gl.SliceLayout(1, rows_layout(gl.num_warps())))
-        last = gl.minimum(offset + BLOCK_M, item.len_k) - 1
-        zero_rows(ks, (low <= last) & (high > offset))
+        first = item.len_k - item.len_q + item.begin
+        last = gl.minimum(first + work.BLOCK_M, item.len_k) - 1
+        zero_rows(ks, (low <= last) & (high > first))
     # [BLOCK_M, BLOCK_N]
-    s = products(qs, ks, BLOCK_M, work.BLOCK_N)
-    v.wait(n)
-    dp = products(dos, all_tiles(v, n), BLOCK_M, work.BLOCK_N)
-    s = warpgroup_mma_wait(V_COLUMNS, [s])
+    s = products(qs, ks, work.BLOCK_M, work.BLOCK_N)
+    return s, products(dos, all_tiles(v, n), work.BLOCK_M, work.BLOCK_N)
+
+
+@gluon.jit
+def gradient(
+    work, item, j, n, s, dp, k, v, shift, delta, scores, LATER: gl.constexpr, MASKED: gl.constexpr
+):
+    """dS of what ``begin`` began, and ``LATER`` products after it; then the next tile is there."""
+    rows: gl.constexpr = shift.type.layout
+    s_layout: gl.constexpr = rows.parent
+    more = j + 1 < item.count
+    s = warpgroup_mma_wait(v.COLUMNS + LATER, [s])
     x = logits(s, scores.scale, scores.softcap, scores.SOFTCAP, scores.SCALED)
     p = gl.exp2(x * scores.factor - shift[:, None])
-    dp = warpgroup_mma_wait(0, [dp])
-    v.release(n)
+    # This branch and the next keep ptxas from moving arithmetic past the waits for products.
+    if more:
+        k.wait(n + 1)
+    dp = warpgroup_mma_wait(LATER, [dp])
     ds = p * (dp - delta[:, None])
     if scores.SOFTCAP:
         ds = ds * cap_slope(x, scores.softcap)
     if MASKED:
-        position = offset + gl.arange(0, BLOCK_M, rows)
+        first = item.len_k - item.len_q + item.begin
+        position = first + gl.arange(0, work.BLOCK_M, rows)
         ds = gl.where(work.seen(item, j, position, s_layout), ds, 0.0)
-    pending = finished(0, add_products_in_registers(dqs, ds.to(k.x0.dtype), ks))
-    k.release(n)
-    return pending[: k.COLUMNS]
+    ds = ds.to(v.x0.dtype)
+    if more:
+        v.wait(n + 1)
+    return ds
+
+
+@gluon.jit
+def step(work, item, j, n, qs, dos, ds, dqs, k, v, shift, delta, scores, MASKED: gl.constexpr):
+    """dS of the j-th tile of keys, while that of the one before adds to dQ."""
+    s, dp = begin(work, item, j, n, qs, dos, k, v, MASKED)
+    pending = add_products_in_registers(dqs, ds, all_tiles(k, n - 1))
+    ds = gradient(work, item, j, n, s, dp, k, v, shift, delta, scores, k.COLUMNS, MASKED)
+    pending = finished(0, pending)
+    v.release(n)
+    k.release(n - 1)
+    return ds, pending[: k.COLUMNS]
 
 
 @gluon.jit
@@ -127,18 +148,39 @@ def consume(work, q, d, k, v, numbers, scores, dq, scale, HEADS: gl.constexpr, D
                     dos = all_tiles(d, m)
                     q.wait(m)
                     d.wait(m)
-                    for j in range(item.masked):
-                        dqs = step(
-                            work, item, j, n + j, qs, dos, dqs, k, v, shift, delta, scores, True
+                    k.wait(n)
+                    v.wait(n)
+                    s, dp = begin(work, item, 0, n, qs, dos, k, v, True)
+                    ds = gradient(work, item, 0, n, s, dp, k, v, shift, delta, scores, 0, True)
+                    v.release(n)
+                    for j in range(1, item.masked):
+                        ds, dqs = step(
+                            work, item, j, n + j, qs, dos, ds, dqs, k, v, shift, delta, scores, True
                         )
-                    for j in range(item.masked, item.count):
-                        dqs = step(
-                            work, item, j, n + j, qs, dos, dqs, k, v, shift, delta, scores, False
+                    for j in range(gl.maximum(item.masked, 1), item.count):
+                        ds, dqs = step(
+                            work,
+                            item,
+                            j,
+                            n + j,
+                            qs,
+                            dos,
+                            ds,
+                            dqs,
+                            k,
+                            v,
+                            shift,
+                            delta,
+                            scores,
+                            False,
                         )
                     q.release(m)
                     d.release(m)
                     n += item.count
                     m += 1
+                    pending = add_products_in_registers(dqs, ds, all_tiles(k, n - 1))
+                    dqs = finished(0, pending)[: k.COLUMNS]
+                    k.release(n - 1)
                 at = output_rows(
                     item.begin,
                     item.b,
@@ -149,7 +191,7 @@ def consume(work, q, d, k, v, numbers, scores, dq, scale, HEADS: gl.constexpr, D
                     1,
                     work.PACKED,
                 )
-                store_columns(dq + at * DIM, dqs, scale, item.len_q - item.begin, HEADS, DIM)
+                store_columns(dq, dqs, scale, at, item.len_q - item.begin, HEADS, DIM)
 
 
 @gluon.jit

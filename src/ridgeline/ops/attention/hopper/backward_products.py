@@ -98,18 +98,30 @@ def finished(OUTSTANDING: gl.constexpr, pending):
 
 
 @gluon.jit
-def store_columns(base, columns, scale, count, HEADS: gl.constexpr, DIM: gl.constexpr):
-    """The first ``count`` rows of tiles of columns to ``base``, ``HEADS * DIM`` apart."""
-    store_tile(base, columns[0], scale, count, 0, HEADS, DIM)
-    if len(columns) == 2:
-        store_tile(base, columns[1], scale, count, columns[0].shape[1], HEADS, DIM)
+def again(x):
+    """``x``, of which the compiler does not know: what follows from it is computed once more."""
+    return gl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [x], gl.int32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
-def store_tile(base, x, scale, count, FIRST: gl.constexpr, HEADS: gl.constexpr, DIM: gl.constexpr):
+def store_columns(base, columns, scale, at, count, HEADS: gl.constexpr, DIM: gl.constexpr):
+    """The first ``count`` rows of tiles of columns, as rows ``at``, ``at + HEADS`` and so on of
+    ``base [..., DIM]``."""
+    store_tile(base, columns[0], scale, at, count, 0, HEADS, DIM)
+    if len(columns) == 2:
+        store_tile(base, columns[1], scale, at, count, columns[0].shape[1], HEADS, DIM)
+
+
+@gluon.jit
+def store_tile(
+    base, x, scale, at, count, FIRST: gl.constexpr, HEADS: gl.constexpr, DIM: gl.constexpr
+):
     layout: gl.constexpr = x.type.layout
-    row = gl.arange(0, x.shape[0], gl.SliceLayout(1, layout))
+    row = again(gl.arange(0, x.shape[0], gl.SliceLayout(1, layout)))
     d = FIRST + gl.arange(0, x.shape[1], gl.SliceLayout(0, layout))
-    pointers = base + row[:, None].to(gl.int64) * (HEADS * DIM) + d[None, :]
+    # Not base + at and then the rows: all programs' offsets of rows would be kept in registers.
+    pointers = base + ((at + row * HEADS) * DIM)[:, None] + d[None, :]
     mask = (row < count)[:, None] & (d < DIM)[None, :]
     gl.store(pointers, (x * scale).to(base.dtype.element_ty), mask=mask)

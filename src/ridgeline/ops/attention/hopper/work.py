@@ -42,6 +42,16 @@ def find_block(
     return b, block
 
 
+@gluon.jit
+def tile_and_entity(t, tiles, entities, section):
+    """Of item t: ``section`` entities side by side go from tile to tile together."""
+    size = section * tiles
+    s = t // size
+    t -= s * size
+    here = gl.minimum(section, entities - s * section)
+    return t // here, s * section + t % here
+
+
 @aggregate
 class Item:
     """Rows from ``begin`` on (none if negative) of sequence b, and what they see.
@@ -199,12 +209,7 @@ class Work:
 
     @gluon.jit
     def item(self, t):
-        size = self.section * self.row_tiles
-        section = t // size
-        t -= section * size
-        here = gl.minimum(self.section, self.entities - section * self.section)
-        tile = t // here
-        entity = section * self.section + t % here
+        tile, entity = tile_and_entity(t, self.row_tiles, self.entities, self.section)
         b, block = self.find(self.band + tile)
         start_q, len_q = find_sequence(b, self.cu_q, self.stride_cuq, self.query_len, self.PACKED)
         start_k, len_k = find_sequence(b, self.cu_k, self.stride_cuk, self.key_len, self.PACKED)
