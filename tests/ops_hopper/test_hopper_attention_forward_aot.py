@@ -16,9 +16,9 @@ from ridgeline.testing.gluon_aot import Resources
 # ``python -m ridgeline.testing.gluon_aot hopper_attention_launches:launches``.
 EXPECTED = {
     "forward-128-causal": ({"HGMMA.64x128x16"}, 16, 64 * 128 // 128, 2 * 6),
-    "forward-256-causal": ({"HGMMA.64x64x16", "HGMMA.64x256x16"}, 152, 64 * 64 // 128, 4 * 6),
+    "forward-256-causal": ({"HGMMA.64x64x16", "HGMMA.64x256x16"}, 64, 64 * 64 // 128, 4 * 6),
     "fp8-128-causal": ({"QGMMA.64x128x32", "QGMMA.64x64x32"}, 16, 64 * 128 // 128, 6),
-    "paged-128-page-16": ({"HGMMA.64x128x16"}, 24, 64 * 128 // 128, 2 * (2 + 4 * 8)),
+    "paged-128-page-16": ({"HGMMA.64x128x16"}, 16, 64 * 128 // 128, 2 * (2 + 4 * 8)),
 }
 
 

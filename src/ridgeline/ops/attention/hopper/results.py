@@ -49,7 +49,8 @@ class Results:
         pointers = self.out + (at * self.VALUE_DIM)[:, None] + d[None, :]
         gl.store(pointers, x, mask=real[:, None] & (d < self.VALUE_DIM)[None, :])
         if self.COUNT:
-            bad = gl.sum(o * 0.0, 1) != 0.0  # NaN of a row with an element that is not finite
+            # NaN of a row with an element that is not finite; of ``o`` it would keep registers.
+            bad = gl.sum(x.to(gl.float32) * 0.0, 1) != 0.0
             one = gl.full([ROWS], 1, gl.int32, rows)
             gl.atomic_add(self.spoilt + one * 0, one, mask=bad & real, sem="relaxed")
 
