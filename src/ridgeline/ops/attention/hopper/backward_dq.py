@@ -265,6 +265,7 @@ def dq_kernel(
         row_tiles,
         HEADS,
         section,
+        row_tiles * HEADS,
         PACKED,
         LEFT,
         RIGHT,

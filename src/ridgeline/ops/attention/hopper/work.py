@@ -125,6 +125,7 @@ class Work:
     row_tiles: gl.tensor
     entities: gl.tensor
     section: gl.tensor  # entities side by side
+    items: gl.tensor  # all of them: a number that every partition would compute, and keep
     PACKED: gl.constexpr
     PAGED: gl.constexpr  # ``cu_k`` has each sequence's number of keys, ``key_len`` the most
     LEFT: gl.constexpr
@@ -156,6 +157,7 @@ class Work:
         row_tiles,
         entities,
         section,
+        items,
         PACKED,
         PAGED,
         LEFT,
@@ -184,6 +186,7 @@ class Work:
         self.row_tiles = row_tiles
         self.entities = entities
         self.section = section
+        self.items = items
         self.PACKED = gl.constexpr(PACKED)
         self.PAGED = gl.constexpr(PAGED)
         self.LEFT = gl.constexpr(LEFT)
@@ -197,7 +200,7 @@ class Work:
     @gluon.jit
     def rounds(self):
         """In how many a program takes at most one item each."""
-        return gl.cdiv(self.row_tiles * self.entities, gl.num_programs(0))
+        return gl.cdiv(self.items, gl.num_programs(0))
 
     @gluon.jit
     def nth(self, i):
@@ -205,7 +208,7 @@ class Work:
         programs = gl.num_programs(0)
         p = gl.program_id(0)
         t = i * programs + gl.where(i % 2 == 0, p, programs - 1 - p)
-        return gl.where(t < self.row_tiles * self.entities, t, -1)
+        return gl.where(t < self.items, t, -1)
 
     @gluon.jit
     def item(self, t):
@@ -332,6 +335,7 @@ def make_work(
     row_tiles,
     entities,
     section,
+    items,
     PACKED: gl.constexpr,
     LEFT: gl.constexpr,
     RIGHT: gl.constexpr,
@@ -362,6 +366,7 @@ def make_work(
         gl.to_tensor(row_tiles),
         gl.to_tensor(entities),
         gl.to_tensor(section),
+        gl.to_tensor(items),
         PACKED,
         PAGED,
         LEFT,
