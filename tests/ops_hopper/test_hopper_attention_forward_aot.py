@@ -17,7 +17,7 @@ from ridgeline.testing.gluon_aot import Resources
 EXPECTED = {
     "forward-128-causal": ({"HGMMA.64x128x16"}, 16, 64 * 128 // 128, 2 * 6),
     "forward-256-causal": ({"HGMMA.64x64x16", "HGMMA.64x256x16"}, 64, 64 * 64 // 128, 4 * 6),
-    "fp8-128-causal": ({"QGMMA.64x128x32", "QGMMA.64x64x32"}, 16, 64 * 128 // 128, 6),
+    "fp8-128-causal": ({"QGMMA.64x128x32", "QGMMA.64x64x32"}, 48, 64 * 128 // 128, 6),
     "paged-128-page-16": ({"HGMMA.64x128x16"}, 16, 64 * 128 // 128, 2 * (2 + 4 * 8)),
 }
 

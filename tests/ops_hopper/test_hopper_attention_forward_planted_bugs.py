@@ -21,7 +21,7 @@ BUGS = {
         "l = l * gl.convert_layout(alpha",
         "l = l + 0 * gl.convert_layout(alpha",
     ),
-    "outputs-not-rescaled": ("values", "(found[i] * factor,)", "(found[i],)"),
+    "outputs-not-rescaled": ("values", "(found[i] * by_row,)", "(found[i],)"),
     "nothing-seen-is-nan": (
         "consumer",
         'gl.where(m_new == float("-inf"), 0.0, m_new)',

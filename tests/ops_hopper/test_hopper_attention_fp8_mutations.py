@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 from hopper_attention_cases import PACKED
-from hopper_attention_fp8_cases import quantized, run, violation
+from hopper_attention_fp8_cases import odd, quantized, run, violation
 from hopper_planting import planted
 from torch import Tensor
 
@@ -45,30 +45,39 @@ def test_no_synchronising_line_is_idle() -> None:
 BUGS = {
     "scale-of-the-last-keys": (
         "consumer",
-        "scaling.keys(query_scale, self.work, item, j)",
-        "scaling.keys(query_scale, self.work, item, j - 1)",
+        "self.scaling.keys(rows, self.work, item, j)",
+        "self.scaling.keys(rows, self.work, item, j - 1)",
     ),
     "keys-of-the-first-tile-not-scaled": (
         "consumer",
-        "self.scaling.keys(query_scale, self.work, item, 0)",
-        "query_scale",
+        "self.scaling.keys(rows, self.work, item, 0)",
+        "(rows.scale, rows.negative)",
     ),
-    "scale-of-the-next-values": (
-        "consumer",
-        "self.scaling.values(self.work, item, j - 1)",
-        "self.scaling.values(self.work, item, j)",
-    ),
-    "scale-of-the-first-values": (
-        "consumer",
-        "self.scaling.values(self.work, item, item.count - 1)",
-        "self.scaling.values(self.work, item, 0)",
-    ),
+    "scale-of-the-next-values": ("consumer", "self.work, item, j - 1)", "self.work, item, j)"),
+    "scale-of-the-first-values": ("consumer", "item, item.count - 1)", "item, 0)"),
     "sums-not-scaled-back": ("consumer", "m -= P_EXPONENT", "m -= 0.0"),
     "probabilities-not-scaled": ("consumer", "base -= P_EXPONENT", "base -= 0.0"),
+    "values-not-scaled": ("consumer", "os = times(os, unit)", "os = times(os, 1.0)"),
+    "values-far-apart-not-scaled": ("consumer", "n, alpha, weight)", "n, alpha, 1.0)"),
+    "values-far-apart-twice": ("consumer", "p = gl.zeros_like(p)", "p = p + 0"),
+    "negative-scores": (
+        "consumer",
+        "gl.where(factor < 0.0, -1.0, 1.0)",
+        "gl.abs(factor * 0.0 + 1.0)",
+    ),
+    "unseen-times-zero": (
+        "consumer",
+        "gl.where(factor == 0.0, TINY, gl.abs(factor))",
+        "gl.abs(factor)",
+    ),
+    "ratio-upside-down": ("scales", "ratio = unit / scale", "ratio = scale / unit"),
+    "unit-of-what-is-far": ("scales", "gl.where(near, scale, unit)", "scale"),
+    "negative-keys-unnoticed": ("scales", "negative | (of_keys < 0.0)", "negative"),
+    "negative-queries-unnoticed": ("scales", "gl.min(scale, 0) < 0.0", "gl.min(scale, 0) < -9e9"),
     "scale-of-queries-for-values": ("scales", "self.of_tile(self.v", "self.of_tile(self.q"),
     "scale-of-keys-for-values": ("scales", "self.of_tile(self.v", "self.of_tile(self.k"),
     "scale-of-values-for-keys": ("scales", "self.of_tile(self.k", "self.of_tile(self.v"),
-    "queries-not-scaled": ("scales", "query_scale * gl.load(self", "gl.load(self"),
+    "queries-not-scaled": ("scales", "scale = scale * of_keys", "scale = scale * 0.0 + of_keys"),
     "scale-of-the-first-query": ("scales", "row // work.PACK, head)", "row * 0, head)"),
     "scale-of-another-head": ("scales", "head * self.stride_h", "head * 0 * self.stride_h"),
     "scale-of-the-query-head": ("scales", "work.kv_head(item)", "item.entity"),
@@ -80,10 +89,9 @@ BUGS = {
     "scale-of-the-first-block": ("scales", "(row >> self.shift)", "(row * 0)"),
     "scale-of-the-tile": ("scales", "(row >> self.shift)", "(row >> 5)"),
     "keys-in-their-order": ("values", "permute((0, 1, 3, 2, 4))", "permute((0, 1, 2, 3, 4))"),
+    "bytes-in-another-order": ("values", "((p0, p1, p2, p3))", "((p0, p2, p1, p3))"),
     "columns-of-the-first-part": ("values", ".slice(PART[1], PART[2]", ".slice(0, PART[2]"),
-    "outputs-not-rescaled": ("values", "os[i] * factor + found", "os[i] + found"),
-    "values-not-rescaled": ("values", "(factor * scale)", "scale"),
-    "values-not-scaled": ("values", "(factor * scale)", "factor"),
+    "outputs-not-rescaled": ("values", "os[i] * by_row + found", "os[i] + found"),
     "packed-values-side-by-side": (
         "forward",
         "start = (start // 16 + item.b) * 16",
@@ -99,6 +107,7 @@ def made() -> list[Quantized]:
     return [
         quantized(1, (64, 64, 64), **shape, value_dim=144, lengths=[(70, 150)] * 2),
         quantized(2, ("sequence", "tensor", "head"), **shape, **packed, causal=True),
+        odd(3),
     ]
 
 

@@ -21,6 +21,7 @@ from ridgeline.ops.attention.hopper.values import (
     outputs,
     packed,
     products_layout,
+    times,
 )
 from ridgeline.ops.attention.hopper.work import Work
 from ridgeline.ops.attention.tiles import logits
@@ -35,6 +36,7 @@ from ridgeline.ops.common.gluon import (
 
 ROWS = gl.constexpr(ROWS)
 P_EXPONENT = gl.constexpr(log2(P_SCALE))
+TINY = gl.constexpr(2.0**-126)
 SUMS = gl.constexpr(8)  # sums of a row: a thread has two of them, of its own columns
 
 
@@ -122,39 +124,45 @@ class Consumer:
         return s
 
     @gluon.jit
-    def softmax(self, item, j, position, scale, s, m, l, MASKED: gl.constexpr):
+    def softmax(self, item, j, rows, scale, negative, s, m, l, MASKED: gl.constexpr):
         """What the products ``s`` of an item's j-th tile are to the maximum m and the sums l.
 
-        ``scale [ROWS]`` of FP8 rows and the tile's keys, which may be negative, multiplies them.
+        ``scale [ROWS]`` of FP8 rows and the tile's keys multiplies them; some of it may be
+        ``negative``.
 
         Returns the probabilities, ``packed``, the new m and l, and the factor of what was
         accumulated so far.
         """
         # [ROWS, BLOCK_N]
-        factor = self.scores.factor
+        scores = self.scores
+        factor = scores.factor
+        spread = factor
         if self.scaling.ON:
-            s = s * (scale * factor)[:, None]
-            factor = 1.0
-        x = logits(
-            s, self.scores.scale, self.scores.softcap, self.scores.SOFTCAP, self.scores.SCALED
-        )
+            factor = factor * scale
+            if scores.SOFTCAP or scores.SCALED:
+                s = s * factor[:, None]
+                factor = gl.full_like(factor, 1.0)
+            else:
+                s, factor = positive(s, factor, negative)
+            spread = factor[:, None]
+        x = logits(s, scores.scale, scores.softcap, scores.SOFTCAP, scores.SCALED)
         if MASKED:
             layout: gl.constexpr = s.type.layout
-            x = gl.where(self.work.seen(item, j, position, layout), x, float("-inf"))
+            x = gl.where(self.work.seen(item, j, rows.position, layout), x, float("-inf"))
         m_new = gl.maximum(m, gl.max(x, 1) * factor)
         # A row that has seen nothing has m = -inf; its differences are taken from 0 instead.
         base = gl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = gl.exp2(m - base)
         if self.scaling.ON:
             base -= P_EXPONENT
-        p = gl.exp2(x * factor - base[:, None])
+        p = gl.exp2(x * spread - base[:, None])
         l = l * gl.convert_layout(alpha, gl.SliceLayout(1, l.type.layout))[:, None] + sums(p)
         return packed(p, self.values), m_new, l, alpha
 
     @gluon.jit
-    def first(self, item, q, n, position, query_scale, m, l):
+    def first(self, item, q, n, rows, m, l):
         """The scores of an item's first tile, which is tile n of all."""
-        scale = self.scaling.keys(query_scale, self.work, item, 0)
+        scale, negative = self.scaling.keys(rows, self.work, item, 0)
         self.queries.wait(q)
         self.keys.wait(n)
         self.turns.wait(n, self.C)
@@ -162,15 +170,21 @@ class Consumer:
         self.turns.give(self.C)
         s = warpgroup_mma_wait(0, [s])
         self.keys.release(n)
-        p, m, l, _ = self.softmax(item, 0, position, scale, s, m, l, True)
+        p, m, l, alpha = self.softmax(item, 0, rows, scale, negative, s, m, l, True)
         self.values.wait(n)
-        return p, m, l
+        return p, m, l, alpha
 
     @gluon.jit
-    def step(self, item, j, q, n, position, query_scale, p, m, l, os, MASKED: gl.constexpr):
-        """The scores of an item's j-th tile, and the values of the one before; tile n of all."""
-        scale = self.scaling.keys(query_scale, self.work, item, j)
-        value_scale = self.scaling.values(self.work, item, j - 1)
+    def step(self, item, j, q, n, rows, p, m, l, alpha, os, unit, MASKED: gl.constexpr):
+        """The scores of an item's j-th tile, and the values of the one before; tile n of all.
+
+        ``alpha`` is the factor of what was accumulated before that one. Of FP8 outputs are
+        multiplied by it as they take its products, in one instruction; others have been before.
+        """
+        scale, negative = self.scaling.keys(rows, self.work, item, j)
+        ratio, weight, unit = self.scaling.values(unit, self.work, item, j - 1)
+        p, alpha, os = self.weighted(n - 1, p, alpha, os, weight)
+        factor = alpha * ratio
         self.keys.wait(n)
         self.turns.wait(n, self.C)
         s = self.key_products(q, n)
@@ -179,22 +193,52 @@ class Consumer:
         self.turns.give(self.C)
         s = warpgroup_mma_wait(len(pending), [s])
         self.keys.release(n)
-        p, m, l, alpha = self.softmax(item, j, position, scale, s, m, l, MASKED)
+        p, m, l, alpha = self.softmax(item, j, rows, scale, negative, s, m, l, MASKED)
+        if not self.scaling.ON:
+            factor = alpha
         # Its branch keeps ptxas from moving the exponentials past the wait for the products.
         self.values.wait(n)
-        os = finish(os, pending, ps, self.values, n - 1, alpha, value_scale)
+        os = finish(os, pending, ps, self.values, n - 1, factor, 1.0)
         self.values.release(n - 1)
-        return p, m, l, os
+        return p, m, l, alpha, os, unit
 
     @gluon.jit
-    def last(self, item, n, p, os, alpha):
+    def weighted(self, n, p, alpha, os, weight):
+        """Adds the values of tile n at once where ``weight``, which is almost always 1, multiplies
+        their products; their probabilities are 0 then."""
+        if self.scaling.ON:  # noqa: SIM102  a constant: BF16 has no branch
+            if weight != 1.0:
+                ps = operands(p, self.values)
+                pending = begin(os, ps, self.values, n)
+                os = finish(os, pending, ps, self.values, n, alpha, weight)
+                p = gl.zeros_like(p)
+                alpha = gl.full_like(alpha, 1.0)
+        return p, alpha, os
+
+    @gluon.jit
+    def last(self, item, n, p, alpha, os, unit):
         """The values of an item's last tile, which is tile n of all."""
+        ratio, weight, unit = self.scaling.values(unit, self.work, item, item.count - 1)
+        p, alpha, os = self.weighted(n, p, alpha, os, weight)
         ps = operands(p, self.values)
-        value_scale = self.scaling.values(self.work, item, item.count - 1)
         pending = begin(os, ps, self.values, n)
-        os = finish(os, pending, ps, self.values, n, alpha, value_scale)
+        factor = gl.full_like(alpha, 1.0)
+        if self.scaling.ON:
+            factor = alpha * ratio
+        os = finish(os, pending, ps, self.values, n, factor, 1.0)
         self.values.release(n)
+        if self.scaling.ON:
+            os = times(os, unit)
         return os
+
+
+@gluon.jit
+def positive(s, factor, negative):
+    """Products and what multiplies them, such that it is positive: the largest product is then the
+    largest score."""
+    if negative:
+        s = s * gl.where(factor < 0.0, -1.0, 1.0)[:, None]
+    return s, gl.where(factor == 0.0, TINY, gl.abs(factor))
 
 
 @gluon.jit
@@ -224,21 +268,21 @@ def attend(work, queries, keys, values, turns, scores, scaling, results, C: gl.c
                 m = gl.full([ROWS], float("-inf"), gl.float32, rows)
                 l = sums(gl.zeros([ROWS, BLOCK_N], gl.float32, layout))
                 os = outputs(values)
-                scale = scaling.queries(work, item, first, ROWS, rows)
+                read = scaling.rows(work, item, first, position)
                 if item.count > 0:
-                    p, m, l = consumer.first(item, q, n, position, scale, m, l)
+                    p, m, l, alpha = consumer.first(item, q, n, read, m, l)
+                    unit = gl.to_tensor(1.0)
                     for j in range(1, item.masked):
-                        p, m, l, os = consumer.step(
-                            item, j, q, n + j, position, scale, p, m, l, os, True
+                        p, m, l, alpha, os, unit = consumer.step(
+                            item, j, q, n + j, read, p, m, l, alpha, os, unit, True
                         )
                     for j in range(gl.maximum(item.masked, 1), item.count):
-                        p, m, l, os = consumer.step(
-                            item, j, q, n + j, position, scale, p, m, l, os, False
+                        p, m, l, alpha, os, unit = consumer.step(
+                            item, j, q, n + j, read, p, m, l, alpha, os, unit, False
                         )
                     queries.release(q)
                     n += item.count
-                    whole = gl.full([ROWS], 1.0, gl.float32, rows)
-                    os = consumer.last(item, n - 1, p, os, whole)
+                    os = consumer.last(item, n - 1, p, alpha, os, unit)
                     q += CONSUMERS
                 if scaling.ON:
                     m -= P_EXPONENT

@@ -6,6 +6,8 @@ from torch import Tensor
 from ridgeline.ops.attention.fp8 import block_rows
 from ridgeline.ops.common.gluon import aggregate, gl, gluon
 
+FARTHEST = gl.constexpr(2.0**40)  # of a unit over the next: sums of float32 stay far from its limit
+
 
 @aggregate
 class Scales:
@@ -45,6 +47,21 @@ def make_scales(scale, stride_b, stride_n, stride_h, shift):
 
 
 @aggregate
+class Rows:
+    """An item's rows of a consumer: ``position [ROWS]`` and FP8 scales."""
+
+    position: gl.tensor
+    scale: gl.tensor  # [ROWS], 1 if there are none
+    negative: gl.tensor  # whether one of them is
+
+    @gluon.constexpr_function
+    def __init__(self, position, scale, negative):
+        self.position = position
+        self.scale = scale
+        self.negative = negative
+
+
+@aggregate
 class Scaling:
     """Scales of the inputs, if they are FP8 (``ON``); a tile of keys has one, and one of values."""
 
@@ -61,31 +78,49 @@ class Scaling:
         self.ON = gl.constexpr(ON)
 
     @gluon.jit
-    def queries(self, work, item, first, ROWS: gl.constexpr, layout: gl.constexpr):
-        """Of an item's rows from ``first`` on, ``[ROWS]``; 1 if not ON."""
+    def rows(self, work, item, first, position):
+        """An item's rows from ``first`` on, at ``position [ROWS]``."""
         scale = gl.to_tensor(1.0)
+        negative = gl.to_tensor(False)
         if self.ON:
-            row = first + gl.arange(0, ROWS, layout)
+            row = first + gl.arange(0, position.shape[0], position.type.layout)
             head = item.entity * work.PACK + row % work.PACK
             pointers = self.q.at(item.b, row // work.PACK, head)
             scale = gl.load(pointers, mask=row < item.len_q * work.PACK, other=1.0)
-        return scale
+            negative = gl.min(scale, 0) < 0.0
+        return Rows(position, scale, negative)
 
     @gluon.jit
-    def keys(self, query_scale, work, item, j):
-        """``query_scale`` times that of the keys of an item's j-th tile."""
-        scale = query_scale
+    def keys(self, rows, work, item, j):
+        """Scales of rows times that of the keys of an item's j-th tile, and whether one may be
+        negative."""
+        scale = rows.scale
+        negative = rows.negative
         if self.ON:
-            scale = query_scale * gl.load(self.of_tile(self.k, work, item, j))
-        return scale
+            of_keys = gl.load(self.of_tile(self.k, work, item, j))
+            scale = scale * of_keys
+            negative = negative | (of_keys < 0.0)
+        return scale, negative
 
     @gluon.jit
-    def values(self, work, item, j):
-        """Of the values of an item's j-th tile; 1 if not ON."""
+    def values(self, unit, work, item, j):
+        """How sums in ``unit`` go on with values of an item's j-th tile: what turns them into sums
+        in the new unit, what products have to be multiplied by, and the new unit.
+
+        It is the scale of the values, so that products are added as they are, unless the scale is 0
+        or by far the smaller.
+        """
         scale = gl.to_tensor(1.0)
+        ratio = scale
+        weight = scale
         if self.ON:
             scale = gl.load(self.of_tile(self.v, work, item, j))
-        return scale
+            ratio = unit / scale
+            near = gl.abs(ratio) <= FARTHEST
+            ratio = gl.where(near, ratio, 1.0)
+            weight = gl.where(near, 1.0, scale / unit)
+            scale = gl.where(near, scale, unit)
+        return ratio, weight, scale
 
     @gluon.jit
     def of_tile(self, scales, work, item, j):

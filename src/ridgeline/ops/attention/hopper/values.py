@@ -116,18 +116,28 @@ def begin(os, ps, values, n):
 
 
 @gluon.jit
-def finish(os, pending, ps, values, n, alpha, scale):
-    """``(os + ps @ values) * alpha`` of what ``begin`` began; ``scale`` is that of FP8 values."""
+def finish(os, pending, ps, values, n, factor, weight):
+    """What ``begin`` began, times ``factor [ROWS]``; of FP8 the outputs times ``factor`` plus the
+    products times ``weight``."""
     new = ()
     for i in gl.static_range(len(os)):
-        factor = gl.convert_layout(alpha, gl.SliceLayout(1, os[i].type.layout))[:, None]
+        by_row = gl.convert_layout(factor, gl.SliceLayout(1, os[i].type.layout))[:, None]
         if values.TURNED:
             found = warpgroup_mma_wait(0, pending + ps)
-            new = new + (os[i] * factor + found[0] * (factor * scale),)
             if i + 1 < len(os):
                 pending = (fp8_product(ps, values, n, i + 1),)
+            new = new + (os[i] * by_row + found[0] * weight,)
         else:
             if i == 0:
                 found = warpgroup_mma_wait(0, pending + ps)
-            new = new + (found[i] * factor,)
+            new = new + (found[i] * by_row,)
+    return new
+
+
+@gluon.jit
+def times(os, factor):
+    """Outputs times a number."""
+    new = ()
+    for i in gl.static_range(len(os)):
+        new = new + (os[i] * factor,)
     return new
