@@ -15,6 +15,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 
 from ridgeline.cache import CacheSpec
 from ridgeline.ops.common import check
+from ridgeline.ops.common.hopper_config import decode_config, load_of
 from ridgeline.testing.cases import DecodeCase, PagedCase, TiedCase
 from ridgeline.testing.oracle import expected
 from ridgeline.testing.run import run
@@ -198,6 +199,17 @@ def test_bytes_of_a_paired_cache(dim, nbytes):
     found = PairedBackend.customize_spec(spec)
     assert found.page_size_bytes == 64 * 8 * nbytes
     assert nbytes == CacheSpec.gqa(1, dim).bytes_per_token(check.FP8) + 16
+
+
+def test_hopper_kernels_load_a_record_by_16_bytes():
+    paired_parts = fp8.paired_record(128, 128)
+    k, v, _ = paired_parts.split(torch.zeros(3, PAGE, 8, paired_parts.nbytes, dtype=torch.uint8))
+    tied_parts = fp8.tied_record(2, 256, 64, torch.bfloat16)
+    state, rope, _ = tied_parts.split(torch.zeros(3, PAGE, tied_parts.nbytes, dtype=torch.uint8))
+    for caches in ((k, v), (state.unflatten(-1, (2, 256)), rope)):
+        assert load_of(PAGE, caches) == ("load", 8)
+    tiling = {"q_dim": 128, "k_dim": 128, "rope_dim": 0, "value_dim": 128, "tied": False}
+    assert decode_config(4, 8, **tiling, k_blocks=1, v_blocks=1).scales == 2
 
 
 @pytest.mark.parametrize("name", fp8.NAMES)
