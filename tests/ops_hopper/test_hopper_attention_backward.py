@@ -10,6 +10,7 @@ from hopper_attention_backward_cases import SHARED, gradients, small
 import ridgeline
 from ridgeline.ops.attention import reference
 from ridgeline.ops.attention.hopper import backward
+from ridgeline.ops.attention.hopper.backward_config import backward_config
 from ridgeline.ops.common.triton import INTERPRETED
 from ridgeline.testing import AttentionCase, assert_matches, attention_case
 
@@ -148,6 +149,11 @@ def test_garbage_reaches_nobody_who_does_not_see_it(
         kept = torch.ones(len(x), dtype=torch.bool)
         kept[theirs] = False
         assert torch.equal(x[kept], y[kept])
+
+
+def test_stages_with_which_dq_would_hang_are_refused() -> None:
+    with pytest.raises(ValueError, match="dq_stages: expected at least 3, got 2"):
+        replace(backward_config(64, 64), dq_stages=2)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU nothing has to be patched")
