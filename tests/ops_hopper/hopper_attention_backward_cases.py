@@ -1,5 +1,6 @@
 """Cases of the Hopper backward, and running it."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,26 @@ SMALL = {
 }
 # By registers, and by shared memory: 64 keys a program.
 SHARED = {"block_m": 64, "block_n": 64, "shared": True}
+
+
+class Replayed:
+    """``prepare_kernel``, by Triton's interpreter once for the same inputs: it takes its time."""
+
+    def __init__(self) -> None:
+        self.kernel, self.found = backward.prepare_kernel, {}
+
+    def __getitem__(self, grid: tuple) -> Callable[..., None]:
+        def launch(*args: Any, **options: Any) -> None:
+            inputs, (delta, shift) = args[:4], args[4:6]
+            values = (x if x is None else x.double().numpy().tobytes() for x in inputs)
+            key = (grid, delta.shape, *values)
+            if key not in self.found:
+                self.kernel[grid](*args, **options)
+                self.found[key] = delta.clone(), shift.clone()
+            delta.copy_(self.found[key][0])
+            shift.copy_(self.found[key][1])
+
+        return launch
 
 
 def small(seed: int = 0, **chosen: Any) -> AttentionCase:

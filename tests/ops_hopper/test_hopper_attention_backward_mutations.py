@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from hopper_attention_backward_cases import SHARED, gradients, small
+from hopper_attention_backward_cases import SHARED, Replayed, gradients, small
 
 from ridgeline.ops.attention.hopper import backward
 from ridgeline.ops.common.triton import INTERPRETED
@@ -21,27 +21,9 @@ def case(lengths: tuple[int, int]) -> AttentionCase:
     return small(0, lengths=[lengths], **LENGTHS)
 
 
-class Replayed:
-    """What the first launch of ``prepare_kernel`` gave: Triton's interpreter takes its time."""
-
-    def __init__(self, kernel: object) -> None:
-        self.kernel, self.found = kernel, {}
-
-    def __getitem__(self, grid: tuple) -> Callable[..., None]:
-        def launch(*args: object, **options: object) -> None:
-            delta, shift = args[4:6]
-            if grid not in self.found:
-                self.kernel[grid](*args, **options)
-                self.found[grid] = delta.clone(), shift.clone()
-            delta.copy_(self.found[grid][0])
-            shift.copy_(self.found[grid][1])
-
-        return launch
-
-
 @pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backward, "prepare_kernel", Replayed(backward.prepare_kernel))
+    monkeypatch.setattr(backward, "prepare_kernel", Replayed())
 
 
 def checked(lengths: tuple[int, int], **changes: object) -> Callable[[int], None]:
