@@ -15,7 +15,7 @@ def equal(a, b) -> bool:
     return all(torch.equal(x, y) and not x.isnan().any() for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("seed", range(28))
+@pytest.mark.parametrize("seed", range(16))
 def test_any_shape(seed: int) -> None:
     """And garbage wherever nothing may be read: under another schedule, the same bits."""
     case, changes = drawn(seed)
@@ -41,9 +41,9 @@ def test_fp8_caches(make, name: str) -> None:
     chosen = {"page_size": 16} | FP8_CASES[name]
     dim = chosen["dim"]
     widths = {"value_dim": dim} if make is paged_case else {"nope_dim": dim // 2}
-    for seed, dtype in enumerate(DTYPES):
-        case = small(make, seed, cache_dtype=FP8, dtype=dtype, **widths | chosen)
-        assert_matches(case, *run(case, seed))
+    dtype = DTYPES[(list(FP8_CASES).index(name) + MAKERS.index(make)) % 2]
+    case = small(make, 1, cache_dtype=FP8, dtype=dtype, **widths | chosen)
+    assert_matches(case, *run(case, 1))
 
 
 def test_scales_beyond_the_range_of_float16() -> None:
@@ -107,10 +107,16 @@ def test_corrupt_tables_and_lengths_read_nothing_outside(make, page_size: int, m
     assert torch.equal(lse[2], whole[1][2])
 
 
-@pytest.mark.parametrize("page_size", [1, 16, 128])
 @pytest.mark.parametrize(
-    ("make", "strides"),
-    [(paged_case, True), (paged_case, False), (tied_case, True), (tied_case, "records")],
+    ("make", "strides", "page_size"),
+    [
+        (paged_case, True, 1),
+        (paged_case, False, 16),
+        (paged_case, True, 128),
+        (tied_case, "records", 1),
+        (tied_case, True, 16),
+        (tied_case, "records", 128),
+    ],
 )
 def test_prefetch_changes_no_bit(make, strides, page_size: int) -> None:
     """And asks for nothing outside the caches: the interpreter checks."""
