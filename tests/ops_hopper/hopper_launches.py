@@ -93,3 +93,9 @@ CALLS = {
 
 def launches() -> dict[str, Launch]:
     return {name: recorded(call) for name, call in CALLS.items()}
+
+
+def tested() -> dict[str, Launch]:
+    """Those of the tests."""
+    names = ("mla-16", "mla-128", "mla-16-fp8-blocks", "gla-2-of-32-page-1", "gqa-32-8")
+    return {name: recorded(CALLS[name]) for name in names}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ridgeline.testing.gluon_aot import Resources
+from ridgeline.testing.gluon_aot import Resources, instructions, loops
 
-ETAP = {"etap-16-64": "64x16x16", "etap-8-256": "64x8x16", "etap-32-128": "64x32x16"}
+ETAP = {"etap-16-64": "64x16x16", "etap-8-256": "64x8x16"}
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,20 @@ def test_a_micro_kernel_has_its_instruction(
     found: dict[str, Resources], name: str, opcode: str
 ) -> None:
     assert found[name].count(opcode) > 0
+
+
+SASS = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;                   /* 0x00000a00ff017624 */
+        /*0010*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24 ;  /* 0x08e0 */
+        /*0020*/              @!P1 BRA 0x60 ;                               /* 0x0000000000000947 */
+        /*0030*/               @P0 BRA 0x10 ;                               /* 0xfffffff000000947 */
+        /*0040*/               @P2 BRA 0x0 ;                                /* 0xfffffff000000947 */
+        /*0050*/                   EXIT ;                                   /* 0x000000000000794d */
+        /*0060*/                   BRA 0x20 ;                               /* 0xfffffff000007947 */
+"""
+
+
+def test_a_loop_is_innermost_and_no_jump_from_behind_it() -> None:
+    (loop,) = loops(SASS, "HGMMA")
+    assert instructions(loop) == {"BRA": 2, "HGMMA.64x64x16.F32.BF16": 1}
+    assert loops(SASS, "EXIT") == []
