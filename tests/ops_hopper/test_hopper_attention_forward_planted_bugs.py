@@ -27,7 +27,6 @@ BUGS = {
         'gl.where(m_new == float("-inf"), 0.0, m_new)',
         "m_new",
     ),
-    "division-by-nothing": ("results", "gl.where(total == 0.0, 1.0, total)", "total"),
     "rows-past-the-end": ("results", "row < item.len_q * work.PACK", "row >= 0"),
     "columns-past-the-end": ("results", "(d < self.VALUE_DIM)", "(d >= 0)"),
     "unmasked": ("consumer", "item.masked, 1), item.count", "item.masked, 1), item.count - 1"),

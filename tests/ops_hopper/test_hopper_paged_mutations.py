@@ -39,6 +39,8 @@ def test_no_synchronising_line_is_idle() -> None:
 
 # Module, what is right, what is wrong.
 BUGS = {
+    # Without pages rows that are NaN are computed again, and this costs time alone.
+    "division-by-nothing": ("results", "gl.where(total == 0.0, 1.0, total)", "total"),
     "values-past-the-end": ("pages", "(row >= low) & (row < high)", "row >= low"),
     "values-behind-the-window": ("pages", "(row >= low) & (row < high)", "row < high"),
     "rows-of-a-group-forgotten": ("pages", "first + GROUP > high", "first > high"),
@@ -55,7 +57,7 @@ BUGS = {
 
 
 def cases() -> Iterator[tuple]:
-    half = {"dtype": torch.bfloat16, "lengths": [150, 70], "query_len": 20}
+    half = {"dtype": torch.bfloat16, "lengths": [150, 70, 5], "query_len": 20}
     for made in (
         plain(1, **half, dim=48, window=(30, None), page_size=32),
         plain(2, **half, dim=16, causal=False, page_size=128, window=(40, None)),
