@@ -44,7 +44,9 @@ def test_any_case(seed: int, deterministic: bool) -> None:
 
 
 @MODES
-@pytest.mark.parametrize(("dim", "value_dim"), [(96, 96), (128, 128), (192, 128), (256, 256)])
+@pytest.mark.parametrize(
+    ("dim", "value_dim"), [(96, 96), (128, 128), (192, 128), (192, 192), (256, 256)]
+)
 def test_widths(dim: int, value_dim: int, deterministic: bool) -> None:
     case = small(dim, dim=dim, value_dim=value_dim, lengths=[(80, 130)])
     assert_matches(case, *gradients(case, deterministic=deterministic))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ridgeline.ops.attention.hopper.config import SHARED_BYTES
 from ridgeline.ops.common import device
 
 
@@ -42,9 +43,11 @@ def backward_config(dim: int, value_dim: int) -> BackwardConfig:
     1,280 and 1,472 (64 keys: 2,432), 192 and values of 128 1,664 and 3,456, 256 2,560 and 4,480.
     128 rows at width 64 would take 768, but spill.
     """
-    width = max(sum(device.pieces(dim)), sum(device.pieces(value_dim)))
+    columns, value_columns = sum(device.pieces(dim)), sum(device.pieces(value_dim))
+    width = max(columns, value_columns)
+    # Of the kernel of dQ: 128 rows of Q and dO beside three tiles of keys and values.
+    fits = 2 * (128 + 3 * 64) * (columns + value_columns) <= SHARED_BYTES
+    dq_block_n = 64 if columns <= 192 and fits else 32
     if width <= 128:
-        return BackwardConfig(64, 128, 2, 2, False, 64, 3)
-    if width <= 192:
-        return BackwardConfig(64, 64, 2, 2, True, 64, 3)
-    return BackwardConfig(64, 64, 2, 1, True, 32, 3)
+        return BackwardConfig(64, 128, 2, 2, False, dq_block_n, 3)
+    return BackwardConfig(64, 64, 2, 2 if width <= 192 else 1, True, dq_block_n, 3)
