@@ -264,13 +264,15 @@ def config_for(
     batch: int,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
+    tree: bool = False,
 ) -> ForwardConfig:
-    """The tiling of a call, from shapes alone."""
+    """The tiling of a call, from shapes alone; ``tree``: it has ``subtree_end``."""
     rows = q.shape[-3] if q.dim() == 4 else -(-q.shape[0] // max(batch, 1))
     group = q.shape[-2] // k.shape[-2]
     chosen = forward_config(q.shape[-1], v.shape[-1], rows, group)
     if q.dtype == check.FP8:
-        chosen = fp8_config(chosen, q.shape[-1], v.shape[-1], scaled_rows(k, k_scale, v_scale))
+        scaled = scaled_rows(k, k_scale, v_scale)
+        chosen = fp8_config(chosen, q.shape[-1], v.shape[-1], scaled, tree)
     return as_tuned("hopper_forward", chosen)
 
 
@@ -312,7 +314,7 @@ def forward(
         lse.fill_(float("-inf"))
         return
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    config = config or config_for(q, k, v, batch, k_scale, v_scale)
+    config = config or config_for(q, k, v, batch, k_scale, v_scale, subtree_end is not None)
     eight = q.dtype == check.FP8
     q = readable(q)
     if not paged:
