@@ -9,7 +9,9 @@ paged_config       which calls of paged_decode the forward kernel takes; does no
 ring               tiles in shared memory between a producer and consumers
 work               which tiles of rows a program computes, over which tiles of keys each goes
 pages              tiles of keys and of values out of pages
-consumer           a consumer warpgroup of the forward kernel: scores, online softmax, output
+values             products of probabilities with values, and the outputs that add them up
+consumer           a consumer warpgroup of the forward kernel: scores, online softmax
+results            what it gives: rows of the output and their lse
 careful            rows whose result is not finite, once more
 forward            the forward kernel, its producer and its launcher
 backward_config    how the kernels of the gradient are tiled; does not import Triton
