@@ -10,9 +10,8 @@ BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 demo: .venv/.demo
 	$(BIN)/ridgeline demo
 
-# One more process than cores: tests wait for disks and for processes of their own.
 test: .venv/.test lint
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # vLLM has an environment of its own: it holds transformers and numpy below the versions of .venv.
 test-serving: .venv-serving/.test

@@ -10,15 +10,18 @@ from ridgeline.bench.attention.shapes import AttentionShape
 SHAPE = AttentionShape(1, 1024, 2, 1, 16, dtype="fp32")
 
 
-@pytest.mark.parametrize(
-    ("who", "which", "least", "most"),
-    [("ours", "forward", 2, 20), ("ours", "backward", 2, 20), ("sdpa", "forward", 0, 0.5)],
-)
-def test_the_reference_needs_its_scores(who: str, which: str, least: float, most: float) -> None:
-    """It holds whole float32 scores of a sequence, more than once: 8 MiB each here."""
-    scores = 2 * 1024**2 * 4
-    impl = "reference" if who == "ours" else "auto"
-    assert least * scores <= memory.in_fresh_process(SHAPE, which, who, impl) < most * scores
+SCORES = 2 * 1024**2 * 4  # float32, of a whole sequence: 8 MiB
+
+
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_the_reference_needs_its_scores(which: str) -> None:
+    """It holds them more than once."""
+    assert 2 * SCORES < memory.in_fresh_process(SHAPE, which, "ours", "reference") < 20 * SCORES
+
+
+def test_a_kernel_does_without_them() -> None:
+    """What it allocates may lie in pages that the process had before: then the peak is 0."""
+    assert 0 <= memory.in_fresh_process(SHAPE, "forward", "sdpa") < 0.5 * SCORES
 
 
 def test_a_process_that_fails_says_why() -> None:
