@@ -80,7 +80,14 @@ struct Schedule {
 
 // Lengths within the table, pages that will be read in range: throws std::invalid_argument.
 void check_values(const DecodeArgs& args);
-Schedule make_schedule(const DecodeArgs& args);
+
+// How caches with K and V apart are cut; measured for each instruction set.
+struct Tiling {
+  int64_t bytes;         // of a tile
+  int64_t record_bytes;  // K and V of the heads that a piece works on
+  int least;             // tokens of a tile; whole vectors
+};
+Schedule make_schedule(const DecodeArgs& args, const Tiling& tiling);
 // A buffer of the calling thread, kept between calls and grown as needed; 64-byte aligned.
 char* workspace(int64_t bytes);
 
@@ -91,6 +98,7 @@ struct Isa {
   const char* name;
   bool (*available)();
   void (*decode)(const DecodeArgs&, const Schedule&);
+  Tiling tiling;
   int panel;  // keys or rows that attention packs side by side: two vectors
   void (*attention_forward)(const AttentionArgs&, const AttentionPlan&);
   void (*attention_backward)(const AttentionArgs&, const AttentionPlan&);

@@ -8,11 +8,11 @@
 namespace ridgeline {
 namespace {
 
-// Tile bytes that leave room for the next tile, the queries and the accumulators in a 1 MiB L2.
-// Measured on two Zen 4 cores: 72 KiB slows GTA by 7 to 10%, the others by 4% at the most.
-constexpr int64_t kTileBytes = 54 << 10;
-constexpr int64_t kMaxRecordBytes = 4 << 10;  // K and V of the heads that a piece works on
-constexpr int kMinTilesPerPiece = 4;          // below, merging costs more than balance gains
+// Bytes of a tile of tied records, which leave room for the next tile, the queries and the
+// accumulators in a 1 MiB L2. Measured on two Zen 4 cores: 72 KiB slows GTA by 7 to 10%, the others
+// by 4% at the most.
+constexpr int64_t kTiedTileBytes = 54 << 10;
+constexpr int kMinTilesPerPiece = 4;  // below, merging costs more than balance gains
 constexpr int kPiecesPerThread = 4;
 constexpr int64_t kOneThreadBytes = 64 << 10;  // a parallel region costs more than reading these
 
@@ -28,11 +28,11 @@ int64_t record_bytes(const DecodeArgs& a, int heads) {
   return heads * head_bytes(a) + int64_t(element_size(a.dtype)) * a.rope.dim;
 }
 
-// Several blocks of query rows share what a longer tile leaves in L1; four rows are one block. Keys
-// and values apart have half a record each, and take twice the tokens of a tied one.
-int tile_tokens(const DecodeArgs& a, int heads) {
-  const int64_t bytes = a.rows() > 4 ? 2 * kTileBytes : kTileBytes;
-  return int(std::clamp<int64_t>(bytes / record_bytes(a, heads) / 16 * 16, a.tied ? 16 : 32, 128));
+// Several blocks of query rows share what a longer tile leaves in L1; four rows are one block.
+int tile_tokens(const DecodeArgs& a, const Tiling& tiling, int heads) {
+  const int64_t bytes = (a.tied ? kTiedTileBytes : tiling.bytes) * (a.rows() > 4 ? 2 : 1);
+  const int64_t step = a.tied ? 16 : std::min(tiling.least, 16), least = a.tied ? 16 : tiling.least;
+  return int(std::clamp<int64_t>(bytes / record_bytes(a, heads) / step * step, least, 128));
 }
 
 }  // namespace
@@ -56,12 +56,12 @@ void check_values(const DecodeArgs& a) {
   }
 }
 
-Schedule make_schedule(const DecodeArgs& a) {
+Schedule make_schedule(const DecodeArgs& a, const Tiling& tiling) {
   Schedule s;
   // Heads whose K and V lie apart can be read apart; a tied record's RoPE key serves all its heads.
-  const int64_t fit = std::max<int64_t>(1, kMaxRecordBytes / head_bytes(a));
+  const int64_t fit = std::max<int64_t>(1, tiling.record_bytes / head_bytes(a));
   s.max_heads = a.tied ? a.kv_heads : int(std::min<int64_t>(a.kv_heads, fit));
-  s.tile = tile_tokens(a, s.max_heads);
+  s.tile = tile_tokens(a, tiling, s.max_heads);
   const int head_blocks = (a.kv_heads + s.max_heads - 1) / s.max_heads;
   int64_t total = 0;
   for (int b = 0; b < a.batch; b++) total += (a.length(b) - a.first_token(b)) * head_blocks;
@@ -113,7 +113,7 @@ void decode(const DecodeArgs& args, const std::string& isa) {
   const Isa& chosen = find_isa(isa);
   check_values(args);
   if (args.batch == 0) return;
-  chosen.decode(args, make_schedule(args));
+  chosen.decode(args, make_schedule(args, chosen.tiling));
 }
 
 }  // namespace ridgeline
