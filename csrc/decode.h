@@ -81,11 +81,12 @@ struct Schedule {
 // Lengths within the table, pages that will be read in range: throws std::invalid_argument.
 void check_values(const DecodeArgs& args);
 
-// How caches with K and V apart are cut; measured for each instruction set.
+// How a cache is cut into tiles. Bytes of a tile: [0] for one block of query rows a head, four at
+// most, [1] for more, which share what a longer tile leaves in L1.
 struct Tiling {
-  int64_t bytes;         // of a tile
-  int64_t record_bytes;  // K and V of the heads that a piece works on
-  int least;             // tokens of a tile; whole vectors
+  int64_t apart[2], tied[2];  // K and V apart, or tied records
+  int64_t record_bytes;       // K and V of the heads that a piece works on, where they are apart
+  int least;                  // tokens of a tile of K and V; whole vectors
 };
 Schedule make_schedule(const DecodeArgs& args, const Tiling& tiling);
 // A buffer of the calling thread, kept between calls and grown as needed; 64-byte aligned.

@@ -27,7 +27,11 @@ class EngineFp32 {
     int steps = 0;
     row_blocks([&](auto rows, int) {
       const int wide = pairs_beside(rows()) * P;
-      steps += tile / tokens_beside(rows()) + value_ / wide + (value_ % wide + P - 1) / P;
+      steps += tile / tokens_beside(rows());
+      for (int d = 0; d < value_; d += kSlice) {
+        const int dims = std::min(kSlice, value_ - d);
+        steps += dims / wide + (dims % wide + P - 1) / P;
+      }
     });
     return heads * steps;
   }
@@ -61,7 +65,8 @@ class EngineFp32 {
         x.store(s + t);
         top = Vec::max(x, top);
       }
-      const float m_old = m[r], m_new = std::max(m_old, top.max()), c = correction(m_old, m_new);
+      const float m_old = m[r], m_new = std::max(m_old, top.max()),
+                  c = m_new > m_old ? correction(m_old, m_new) : 1.0f;
       const Vec shift = Vec::set(finite_max(m_new));
       Vec sum = Vec::set(0.0f);
       for (int t = 0; t < size; t += W) {
@@ -80,9 +85,12 @@ class EngineFp32 {
   void values(const char* buffer, const Tile& tile, int size, int64_t value_offset, bool rescale,
               const float* corr, float* out, Prefetch& prefetch) const {
     const float* p = reinterpret_cast<const float*>(buffer);
-    row_blocks([&](auto rows, int r) {
-      value_rows<rows()>(p, tile, size, value_offset, rescale, corr, out, r, prefetch);
-    });
+    // Dims outside, rows inside: a slice of the values stays in L1 for all blocks of rows.
+    for (int d = 0; d < value_; d += kSlice)
+      row_blocks([&](auto rows, int r) {
+        value_rows<rows()>(p, tile, size, value_offset, rescale, corr, out, r, d,
+                           std::min(d + kSlice, value_), prefetch);
+      });
   }
 
   // Row of out_width() floats -> value_ elements.
@@ -94,7 +102,8 @@ class EngineFp32 {
   }
 
  private:
-  static constexpr int P = 2 * W;  // elements of a pair of vectors
+  static constexpr int P = 2 * W;       // elements of a pair of vectors
+  static constexpr int kSlice = 4 * P;  // dims of the values
   static constexpr int kSums = W == 16 ? 16 : 8;
   template <int N>
   using Rows = std::integral_constant<int, N>;
@@ -162,26 +171,26 @@ class EngineFp32 {
       Vec k[NT];
       RIDGELINE_UNROLL for (int j = 0; j < NT; j++) k[j] = load_half(key(j), half);
       RIDGELINE_UNROLL for (int i = 0; i < NR; i++) {
-        const Vec x = Vec::load(q + i * width + half * W);
+        const Vec x = Vec::in_register(Vec::load(q + i * width + half * W));
         RIDGELINE_UNROLL for (int j = 0; j < NT; j++) acc[i * NT + j] =
             Vec::fma(x, k[j], acc[i * NT + j]);
       }
     }
   }
 
+  // Dims [d, end).
   template <int NR>
   void value_rows(const float* p, const Tile& tile, int size, int64_t value_offset, bool rescale,
-                  const float* corr, float* out, int r, Prefetch& prefetch) const {
+                  const float* corr, float* out, int r, int d, int end, Prefetch& prefetch) const {
     constexpr int NP = pairs_beside(NR);
-    int d = 0;
-    for (; d + NP * P <= value_; d += NP * P) {
+    for (; d + NP * P <= end; d += NP * P) {
       prefetch.step();
       accumulate<NR, NP>(p, tile, size, value_offset, rescale, corr, out, r, d, P);
     }
-    for (; d < value_; d += P) {
+    for (; d < end; d += P) {
       prefetch.step();
       accumulate<NR, 1>(p, tile, size, value_offset, rescale, corr, out, r, d,
-                        std::min(P, value_ - d));
+                        std::min(P, end - d));
     }
   }
 

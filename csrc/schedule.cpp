@@ -8,10 +8,6 @@
 namespace ridgeline {
 namespace {
 
-// Bytes of a tile of tied records, which leave room for the next tile, the queries and the
-// accumulators in a 1 MiB L2. Measured on two Zen 4 cores: 72 KiB slows GTA by 7 to 10%, the others
-// by 4% at the most.
-constexpr int64_t kTiedTileBytes = 54 << 10;
 constexpr int kMinTilesPerPiece = 4;  // below, merging costs more than balance gains
 constexpr int kPiecesPerThread = 4;
 constexpr int64_t kOneThreadBytes = 64 << 10;  // a parallel region costs more than reading these
@@ -28,10 +24,9 @@ int64_t record_bytes(const DecodeArgs& a, int heads) {
   return heads * head_bytes(a) + int64_t(element_size(a.dtype)) * a.rope.dim;
 }
 
-// Several blocks of query rows share what a longer tile leaves in L1; four rows are one block.
 int tile_tokens(const DecodeArgs& a, const Tiling& tiling, int heads) {
-  const int64_t bytes = (a.tied ? kTiedTileBytes : tiling.bytes) * (a.rows() > 4 ? 2 : 1);
-  const int64_t step = a.tied ? 16 : std::min(tiling.least, 16), least = a.tied ? 16 : tiling.least;
+  const int64_t bytes = (a.tied ? tiling.tied : tiling.apart)[a.rows() > 4];
+  const int step = std::min(tiling.least, 16), least = a.tied ? 16 : tiling.least;
   return int(std::clamp<int64_t>(bytes / record_bytes(a, heads) / step * step, least, 128));
 }
 
