@@ -329,22 +329,34 @@ struct Vec {
 
 #else
 
-// Plain C++: eight lanes that a compiler may map to what vectors it has.
+// Eight lanes in the vector extensions of GCC and Clang, which map them to what the machine has.
 struct Vec {
   static constexpr int kWidth = 8;
-  float v[kWidth];
+  static constexpr bool kLittleEndian = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+  typedef float Floats __attribute__((vector_size(32)));
+  typedef int32_t Ints __attribute__((vector_size(32)));
+  typedef uint32_t Words __attribute__((vector_size(32)));
+  typedef uint16_t Halves __attribute__((vector_size(16)));
+  Floats v;
 
   template <class F>
   RIDGELINE_INLINE Vec make(F f) {
-    Vec r;
-    for (int i = 0; i < kWidth; i++) r.v[i] = f(i);
-    return r;
+    float x[kWidth];
+    for (int i = 0; i < kWidth; i++) x[i] = f(i);
+    return load(x);
   }
-  RIDGELINE_INLINE Vec set(float x) {
-    return make([=](int) { return x; });
+  template <class V>
+  RIDGELINE_INLINE V read(const void* p) {
+    V x;
+    std::memcpy(&x, p, sizeof(V));
+    return x;
   }
-  template <class T>
-  RIDGELINE_INLINE Vec load(const T* p) {
+  RIDGELINE_INLINE Vec set(float x) { return {Floats{x, x, x, x, x, x, x, x}}; }
+  RIDGELINE_INLINE Vec load(const float* p) { return {read<Floats>(p)}; }
+  RIDGELINE_INLINE Vec load(const BFloat16* p) {
+    return {(Floats)(__builtin_convertvector(read<Halves>(p), Words) << 16)};
+  }
+  RIDGELINE_INLINE Vec load(const Float16* p) {
     return make([=](int i) { return to_float(p[i]); });
   }
   template <class T>
@@ -353,8 +365,10 @@ struct Vec {
   }
   RIDGELINE_INLINE Vec in_register(Vec x) { return x; }
   RIDGELINE_INLINE Vec load_half(const BFloat16* p, int half) {
-    return make([=](int i) { return to_float(p[2 * i + half]); });
+    const Words x = read<Words>(p);
+    return {(Floats)((half != 0) == kLittleEndian ? x & 0xffff0000u : x << 16)};
   }
+  void store(float* p) const { std::memcpy(p, &v, sizeof(v)); }
   template <class T>
   void store(T* p) const {
     store_first(p, kWidth);
@@ -364,32 +378,22 @@ struct Vec {
     for (int i = 0; i < n; i++) from_float(v[i], p + i);
   }
 
-  friend Vec operator+(Vec a, Vec b) {
-    return make([&](int i) { return a.v[i] + b.v[i]; });
-  }
-  friend Vec operator-(Vec a, Vec b) {
-    return make([&](int i) { return a.v[i] - b.v[i]; });
-  }
-  friend Vec operator*(Vec a, Vec b) {
-    return make([&](int i) { return a.v[i] * b.v[i]; });
-  }
-  friend Vec operator/(Vec a, Vec b) {
-    return make([&](int i) { return a.v[i] / b.v[i]; });
-  }
-  RIDGELINE_INLINE Vec fma(Vec a, Vec b, Vec c) {
-    return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
-  }
-  RIDGELINE_INLINE Vec max(Vec a, Vec b) {
-    return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
-  }
+  friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+  friend Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+  friend Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+  friend Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+  RIDGELINE_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+  RIDGELINE_INLINE Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
   RIDGELINE_INLINE Vec select_small(Vec x, float limit, Vec small, Vec large) {
-    return make([&](int i) { return std::fabs(x.v[i]) < limit ? small.v[i] : large.v[i]; });
+    const Floats abs = (Floats)((Words)x.v & 0x7fffffffu);
+    return {abs < limit ? small.v : large.v};
   }
   RIDGELINE_INLINE Vec mask_outside(Vec x, int lo, int hi) {
-    return make([&](int i) { return lo <= i && i < hi ? x.v[i] : -kInf; });
+    const Ints i = {0, 1, 2, 3, 4, 5, 6, 7};
+    return {((i >= lo) & (i < hi)) ? x.v : set(-kInf).v};
   }
   RIDGELINE_INLINE Vec mask_not_containing(Vec x, const int32_t* lo, const int32_t* hi, int at) {
-    return make([&](int i) { return lo[i] <= at && at < hi[i] ? x.v[i] : -kInf; });
+    return {((read<Ints>(lo) <= at) & (read<Ints>(hi) > at)) ? x.v : set(-kInf).v};
   }
   // Adding 1.5 * 2^23 rounds to an integer, 127 on top makes its low bits the exponent of 2^n;
   // 32 more reach subnormal results, in two factors, and 0 from -159 on.
@@ -400,8 +404,7 @@ struct Vec {
     return x - (*n - magic);
   }
   RIDGELINE_INLINE Vec join_exponent(Vec p, Vec n) {
-    return make(
-        [&](int i) { return p.v[i] * bits_to_float(float_to_bits(n.v[i]) << 23) * 0x1p-32f; });
+    return p * Vec{(Floats)((Words)n.v << 23)} * set(0x1p-32f);
   }
   float sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
   float max() const {
@@ -413,11 +416,9 @@ struct Vec {
     for (int i = 0; i < 4; i++) out[i] = x[i].sum();
   }
   RIDGELINE_INLINE void transpose(Vec (&x)[kWidth]) {
-    for (int i = 0; i < kWidth; i++)
-      for (int j = 0; j < i; j++) {
-        const float y = x[i].v[j];
-        x[i].v[j] = x[j].v[i], x[j].v[i] = y;
-      }
+    float rows[kWidth][kWidth];
+    for (int i = 0; i < kWidth; i++) x[i].store(rows[i]);
+    for (int i = 0; i < kWidth; i++) x[i] = make([&](int j) { return rows[j][i]; });
   }
 };
 

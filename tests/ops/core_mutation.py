@@ -33,7 +33,12 @@ COMPILE = ["c++", "-std=gnu++17", "-O0", "-fPIC", "-fopenmp", "-fvisibility=hidd
 COMPILE += ["-fno-math-errno", "-fno-trapping-math", *(f"-I{path}" for path in INCLUDES)]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
-FLAGS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+FLAGS = {
+    "portable": ["-Wno-psabi"],
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512_bf16": [*AVX512, "-mavx512bf16"],
+}
 EMULATE = [*AVX2, "-Wno-psabi", "-include", str(Path(__file__).with_name("emulated_avx512.h"))]
 EMULATED = {"avx512": EMULATE, "avx512_bf16": [*EMULATE, "-DRIDGELINE_EMULATE_BF16"]}
 
